@@ -1,0 +1,521 @@
+"""Cheers: one transformer that answers questions about pictures and paints them (arXiv 2603.12793).
+
+    pixels --VAE encoder--> latents z_1 --noise--> z_t --D--> pixels --SigLIP2--> semantics --2x2 compression--> visual tokens
+    text and visual tokens --Qwen2.5--> hidden states --tied embedding--> next token         (answers, autoregressive)
+                                                      --cascaded head---> velocity of z_t    (pictures, flow matching)
+
+Compare with the release at https://github.com/AI9Stars/Cheers. Conventions, said once:
+- time runs from noise (t = 0) to data (t = 1), so z_t = t·z_1 + (1-t)·z_0 and the velocity is z_1 - z_0 (section 2.1);
+- pixels are in [0, 1], latents are normalised, token order is raster order;
+- a picture of (H, W) pixels has n = H/f · W/f latent positions and n/4 visual tokens; f = 16 officially.
+
+Shape letters: B rows, N pictures, L tokens, C width of the language model, V width of SigLIP2, z' latent channels.
+"""
+
+import json
+import os
+import re
+import shutil
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HTTPError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cfm_head import CascadedHead, HeadConfig, pixel_unshuffle
+from qwen import Qwen, QwenConfig, Tokenizer
+from siglip import SigLIP, SigLIPConfig
+from vae import VAE, LatentDecoder, VAEConfig
+
+IGNORE = -100  # a label that is not supervised
+
+
+# ---- configuration ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class SpecialTokens:
+    end_of_turn: int = 151645  # <|im_end|>
+    image: int = 151665        # <image>, placeholder of a picture to look at
+    image_gen: int = 151666    # <image_gen>, placeholder of a picture to paint
+    image_start: int = 151667  # <im_start>
+    image_end: int = 151668    # <im_end>
+    no_mean: int = 151669      # <no_mean>, what every word becomes in the unconditional prompt
+
+
+# What the released code wants to find in its config.json besides the sizes.
+RELEASE_KEYS = {
+    "architectures": ["Cheers"],
+    "model_type": "umm",
+    "auto_map": {
+        "AutoConfig": "configuration_umm.UMMConfig",
+        "AutoModel": "modeling_umm.UMMModel",
+        "AutoModelForCausalLM": "modeling_umm.Cheers",
+    },
+}
+
+
+@dataclass
+class CheersConfig:
+    """Sizes of all parts; every value left out is the official one. Three keys are ours: `norm_groups` (of the VAE),
+    `head_depths` and `special_token_ids`."""
+
+    vae: VAEConfig = field(default_factory=VAEConfig)
+    siglip: SigLIPConfig = field(default_factory=SigLIPConfig)
+    qwen: QwenConfig = field(default_factory=QwenConfig)
+    head_depths: tuple[int, int] = (7, 3)
+    special: SpecialTokens = field(default_factory=SpecialTokens)
+
+    @classmethod
+    def from_json(cls, config: dict) -> "CheersConfig":
+        """From the official config.json's schema. Raises ValueError for sizes that cannot be one model."""
+
+        def read(kind, section):
+            known = {f.name for f in fields(kind)}
+            return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in section.items() if k in known})
+
+        vae = read(VAEConfig, config.get("vae_encoder_config", {}))
+        if vae != read(VAEConfig, config.get("vae_decoder_config", config.get("vae_encoder_config", {}))):
+            raise ValueError("config.json: vae_encoder_config and vae_decoder_config differ; Cheers has one VAE")
+        siglip = read(SigLIPConfig, config.get("vision_representation_config", {}))
+        if siglip.patch_size != vae.factor:
+            raise ValueError(f"config.json: SigLIP's patch is {siglip.patch_size}, the VAE's factor {vae.factor}; they must agree")
+        return cls(
+            vae,
+            siglip,
+            read(QwenConfig, config.get("text_config", {})),
+            tuple(config.get("head_depths", (7, 3))),
+            read(SpecialTokens, config.get("special_token_ids", {})),
+        )
+
+    def to_json(self) -> dict:
+        return RELEASE_KEYS | {
+            "vae_encoder_config": asdict(self.vae),
+            "vae_decoder_config": asdict(self.vae),
+            "vision_representation_config": asdict(self.siglip)
+            | {
+                "hidden_act": "gelu_pytorch_tanh",
+                "attention_dropout": 0.0,
+                "num_channels": 3,
+                "num_patches": (self.siglip.image_size // self.siglip.patch_size) ** 2,
+                "model_type": "umm",
+            },
+            "text_config": asdict(self.qwen) | {"tie_word_embeddings": True},
+            "head_depths": list(self.head_depths),
+            "special_token_ids": asdict(self.special),
+        }
+
+    @property
+    def multiple(self) -> int:
+        """Sides of pictures are multiples of this: a visual token covers 2f x 2f pixels."""
+        return 2 * self.vae.factor
+
+
+# ---- the model -------------------------------------------------------------------------------------------------
+
+
+class Projector(nn.Module):
+    """2x2 compression (section 2.1, "Pixel-Unshuffle"): four patches' semantics -> one visual token of the LLM."""
+
+    def __init__(self, width: int, outputs: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(4 * width, 4 * width), nn.GELU(), nn.Linear(4 * width, outputs))
+
+    def forward(self, semantics: Tensor, grid: tuple[int, int]) -> Tensor:
+        return self.mlp(pixel_unshuffle(self.norm(semantics), grid))  # (B, n, V) -> (B, n/4, 4V) -> (B, n/4, C)
+
+    def initialise(self) -> None:
+        for linear in (self.mlp[0], self.mlp[2]):  # keeps the variance of the normalised semantics
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+
+@dataclass
+class Batch:
+    """Rows of text and pictures, padded on the right. A picture's placeholder id (image or image_gen) stands once for each
+    of its n/4 visual tokens; pictures are in the order of their placeholders, row by row, all of one size."""
+
+    ids: Tensor               # (B, L) int64
+    labels: Tensor            # (B, L) int64: ids that are to be predicted, IGNORE elsewhere
+    pixels: Tensor            # (N, 3, H, W) in [0, 1]
+    noise: Tensor             # (N, z', h, w), z_0
+    t: Tensor                 # (N,): uniform in (0, 1) for pictures to paint, 1 for pictures to look at
+
+    def to(self, device: torch.device | str) -> "Batch":
+        return Batch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+
+
+@dataclass
+class Loss:
+    total: Tensor
+    text: Tensor         # mean over the supervised tokens
+    image: Tensor        # mean over the elements of all velocities
+    text_count: int      # supervised tokens
+    image_count: int     # pictures painted
+
+
+def attention_mask(is_image: Tensor) -> Tensor:
+    """(B, L) bool, True at visual tokens -> (B, 1, L, L) bool, True where row i may look at column j: causal everywhere,
+    plus full attention inside each contiguous run of visual tokens (section 2.1)."""
+    starts = is_image & ~F.pad(is_image, (1, 0))[:, :-1]
+    block = torch.where(is_image, starts.cumsum(1), 0)                             # (B, L), 0 for text
+    causal = torch.ones(is_image.shape[1], is_image.shape[1], dtype=torch.bool, device=is_image.device).tril()
+    same_block = (block[:, :, None] == block[:, None, :]) & is_image[:, None, :]
+    return (causal | same_block)[:, None]
+
+
+class Cheers(nn.Module):
+    def __init__(self, config: CheersConfig):
+        super().__init__()
+        self.config = config
+        self.tokenizer: Tokenizer | None = None
+        self.generation: dict = {}  # the checkpoint's sampling defaults: steps, guidance, shift
+        self.vae = VAE(config.vae)                        # frozen: pictures -> z_1, and the final z_1 -> picture
+        self.pixel_decoder = LatentDecoder(config.vae)    # D, starts as a copy of the VAE's decoder
+        self.siglip = SigLIP(config.siglip)
+        self.projector = Projector(config.siglip.hidden_size, config.qwen.hidden_size)
+        self.qwen = Qwen(config.qwen)
+        self.head = CascadedHead(
+            HeadConfig(
+                width=config.qwen.hidden_size,
+                heads=config.qwen.num_attention_heads,
+                vision_width=config.siglip.hidden_size,
+                vision_heads=config.siglip.num_attention_heads,
+                key_value_heads=config.qwen.num_key_value_heads,
+                latent_channels=config.vae.latent_channels,
+                depths=config.head_depths,
+            )
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.qwen.norm.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.qwen.norm.weight.dtype
+
+    # -- pictures
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """pixels (B, 3, H, W) in [0, 1], sides multiples of 2f -> latents z_1 (B, z', h, w). Frozen, without gradient."""
+        with torch.no_grad():
+            return self.vae.encode(pixels.to(self.device, self.dtype))
+
+    def decode_image(self, latents: Tensor) -> Tensor:
+        """latents (B, z', h, w) -> pixels (B, 3, H, W), not clamped."""
+        return self.vae.decode(latents.to(self.device, self.dtype))
+
+    def tokenize_image(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """The unified vision tokenizer, once for both its outputs: latents z_t (B, z', h, w) -> visual tokens (B, n/4, C)
+        for the language model and details S(D(z_t)) (B, n, V) for the head."""
+        grid = latents.shape[2] // 2, latents.shape[3] // 2
+        pixels = self.pixel_decoder.decode(latents)                                # (B, 3, H, W)   D(z_t)
+        semantics, details = self.siglip(pixels)                                   # (B, n, V)      z_s, S(D(z_t))
+        return self.projector(semantics, grid), details                            # (B, n/4, C)    Z_s
+
+    # -- sequences
+
+    def is_image(self, ids: Tensor) -> Tensor:
+        return (ids == self.config.special.image) | (ids == self.config.special.image_gen)
+
+    def embed(self, ids: Tensor, visual_tokens: Tensor | None) -> Tensor:
+        """ids (…, L) -> embeddings (…, L, C), with visual tokens (any shape, in order) at the placeholders."""
+        embeddings = self.qwen.embed_tokens(ids.clamp(min=0))  # placeholders need no row in the table
+        if visual_tokens is not None:
+            where = self.is_image(ids)[..., None]
+            embeddings = embeddings.masked_scatter(where, visual_tokens.to(embeddings.dtype))
+        return embeddings
+
+    def velocity(self, hidden: Tensor, t: Tensor, details: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """hidden (B, n/4, C) at the visual tokens of z_t, t (B,), details (B, n, V) -> velocity V_t (B, z', h, w).
+
+        grid: (rows, columns) of the visual tokens; a square when left out."""
+        side = round(hidden.shape[1] ** 0.5)
+        return self.head(hidden, t, details, grid or (side, side))[0]
+
+    # -- training
+
+    def loss(self, batch: Batch, image_weight: float = 1.0) -> Loss:
+        """L_total = L_AR + λ·L_FM (section 2.2), λ = image_weight."""
+        z_1 = self.encode_image(batch.pixels) if len(batch.pixels) else None       # (N, z', h, w)
+        visual_tokens = details = None
+        if z_1 is not None:
+            t = batch.t[:, None, None, None]
+            z_t = t * z_1 + (1 - t) * batch.noise                                  # (N, z', h, w)
+            visual_tokens, details = self.tokenize_image(z_t)                      # (N, n/4, C), (N, n, V)
+        is_image = self.is_image(batch.ids)
+        positions = torch.arange(batch.ids.shape[1], device=batch.ids.device).expand_as(batch.ids)
+        x = self.embed(batch.ids, visual_tokens)                                   # (B, L, C)
+        # Padding needs no mask: it is on the right, where causal attention never looks.
+        hidden, _ = self.qwen(x, positions, attention_mask(is_image))              # (B, L, C)
+
+        # L_AR = -log P(y_l | y_<l, C): the hidden state before a token predicts it
+        text = hidden.new_zeros((), dtype=torch.float32)
+        targets = batch.labels[:, 1:]
+        supervised = targets != IGNORE
+        if supervised.any():
+            logits = self.qwen.logits(hidden[:, :-1][supervised])                  # (supervised, vocabulary)
+            text = F.cross_entropy(logits.float(), targets[supervised])
+
+        # L_FM = ‖v_θ(Z'_s) - (z_1 - z_0)‖², pictures to paint only
+        image, painted = hidden.new_zeros((), dtype=torch.float32), []
+        if z_1 is not None:
+            tokens = visual_tokens.shape[1]
+            placeholders = batch.ids[is_image].view(-1, tokens)[:, 0]
+            painted = (placeholders == self.config.special.image_gen).nonzero()[:, 0]
+        if len(painted):
+            h = hidden[batch.ids == self.config.special.image_gen].unflatten(0, (-1, tokens))
+            grid = z_1.shape[2] // 2, z_1.shape[3] // 2
+            velocity = self.velocity(h, batch.t[painted], details[painted], grid)  # (N', z', h, w)
+            image = F.mse_loss(velocity.float(), (z_1 - batch.noise)[painted].float())
+        return Loss(text + image_weight * image, text, image, int(supervised.sum()), len(painted))
+
+    def initialise(self) -> None:
+        """Random weights where no pretrained part gives them; the VAE keeps torch's own initialisation for convolutions."""
+        for part in (self.siglip, self.projector, self.qwen, self.head):
+            part.initialise()
+
+    # -- checkpoints
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_folder: str | Path,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        revision: str | None = None,
+    ) -> "Cheers":
+        """Opens a checkpoint of the official layout: a folder, or a name on the Hugging Face hub (`ai9stars/Cheers`).
+
+        device: the best there is when left out. dtype: as stored when left out. Memory stays near the size of the weights.
+        Raises FileNotFoundError when there is nothing to open, ValueError when what is there is damaged or does not fit."""
+        folder = find_folder(name_or_folder, revision)
+        config = CheersConfig.from_json(read_json(folder / "config.json"))
+        with torch.device("meta"):
+            model = cls(config)
+        files = weight_files(folder)
+        names = {ours: official_name(ours) for ours in model.state_dict()}
+        load_tensors(model, names, files, IGNORED, device or best_device(), dtype)
+        model.tokenizer = Tokenizer.from_folder(folder)
+        if (folder / "generation_config.json").exists():
+            stored = read_json(folder / "generation_config.json")
+            model.generation = {key: stored[key] for key in ("steps", "guidance", "shift") if key in stored}
+        return model.eval()
+
+    @classmethod
+    def from_components(
+        cls,
+        qwen: str | Path,
+        siglip: str | Path,
+        vae: str | Path,
+        config: CheersConfig | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> "Cheers":
+        """A fresh start from Qwen2.5 and SigLIP2 (folders or hub names, Hugging Face's files) and FLUX.2's `ae.safetensors`,
+        whose decoder serves twice. Projector, head and time embeddings are initialised at random.
+
+        Errors are those of `from_pretrained`."""
+        device = device or best_device()
+        with torch.device("meta"):
+            model = cls(config or CheersConfig())
+        qwen_folder = find_folder(qwen)
+        parts = (
+            ({"qwen.": "model."}, weight_files(qwen_folder), r"lm_head\.weight"),
+            ({"siglip.": "vision_model."}, weight_files(find_folder(siglip)), r"vision_model\.head\..*|text_model\..*|logit_.*"),
+            ({"vae.": "", "pixel_decoder.": ""}, [Path(vae)], r"bn\.num_batches_tracked"),
+        )
+        for prefixes, files, ignored in parts:
+            names = {
+                ours: there + ours.removeprefix(here)
+                for here, there in prefixes.items()
+                for ours in model.state_dict()
+                if ours.startswith(here)
+            }
+            load_tensors(model, names, files, ignored, device, dtype)
+        for part in (model.projector, model.head):
+            part.to_empty(device=device).to(dtype or torch.float32)
+            for module in part.modules():
+                if hasattr(module, "reset_parameters"):
+                    module.reset_parameters()
+                elif isinstance(getattr(module, "weight", None), nn.Parameter):
+                    nn.init.ones_(module.weight)  # RMSNorm
+            part.initialise()
+        model.tokenizer = Tokenizer.from_folder(qwen_folder)
+        return model
+
+    def save_pretrained(self, folder: str | Path, shard_bytes: int = 5_000_000_000) -> None:
+        """Writes the official layout. Each file gets its name only once it is complete."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        shards, size = [{}], 0
+        for ours, tensor in [*self.state_dict().items(), ("lm_head.weight", self.qwen.embed_tokens.weight)]:
+            if size and size + tensor.nbytes > shard_bytes:
+                shards, size = [*shards, {}], 0
+            shards[-1][official_name(ours)] = tensor.detach()
+            size += tensor.nbytes
+        files = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+        files = files if len(files) > 1 else ["model.safetensors"]
+        stale = {path.name for path in folder.glob("model*.safetensors*")} - set(files)
+        for file, shard in zip(files, shards):
+            tensors = {name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in shard.items()}
+            save_file(tensors, folder / f".{file}.partial", metadata={"format": "pt"})
+            os.replace(folder / f".{file}.partial", folder / file)
+        if len(files) > 1:
+            total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
+            weight_map = {name: file for file, shard in zip(files, shards) for name in shard}
+            write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+            stale.discard(INDEX)
+        write_json(folder / "config.json", self.config.to_json() | {"torch_dtype": str(self.dtype).removeprefix("torch.")})
+        if self.generation:
+            write_json(folder / "generation_config.json", self.generation)
+        if self.tokenizer:
+            self.tokenizer.save(folder)
+        for name in stale:  # an index or shards of an earlier save would be read first
+            (folder / name).unlink()
+
+
+# ---- checkpoints in the official layout ------------------------------------------------------------------------
+
+INDEX = "model.safetensors.index.json"
+
+# ours -> official, replaced in this order
+RENAMES = (
+    ("pixel_decoder.", "model.vae_decoder_projector."),
+    ("vae.", "model.vae_model."),
+    ("siglip.", "model.vision_representation."),
+    ("projector.norm.", "model.und_projector.layernorm."),
+    ("projector.mlp.", "model.und_projector.mlp."),
+    ("qwen.", "model.language_model."),
+    ("head.time_", "model.time_embed.mlp_"),
+    ("head.stage_1.", "model.gen_projector."),
+    ("head.stage_2.", "model.hi_projector."),
+    ("head.gate.", "model.hi_gate."),
+    ("_projector.blocks.", "_projector.diffusion_head_a."),
+    ("_projector.final.norm.", "_projector.diffusion_head_b.norm_final."),
+    ("_projector.final.", "_projector.diffusion_head_b."),
+    (".norm_attention.", ".input_layernorm."),
+    (".attention.", ".attn."),
+    (".norm_mlp.", ".post_attention_layernorm."),
+    (".modulation.", ".adaLN_modulation."),
+)
+# In official checkpoints and not used: SigLIP's pooling head, BatchNorm's counters, the second copy of the tied embedding.
+IGNORED = (
+    r"model\.vision_representation\.head\.(probe|attention\.in_proj_(weight|bias)|(attention\.out_proj|layernorm|mlp\.fc[12])\.(weight|bias))"
+    r"|model\.(vae_model|vae_decoder_projector)\.bn\.num_batches_tracked"
+    r"|lm_head\.weight"
+)
+
+
+def official_name(ours: str) -> str:
+    for here, there in RENAMES:
+        ours = ours.replace(here, there)
+    return ours
+
+
+def best_device() -> torch.device:
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator or torch.device("cpu")
+
+
+def read_json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is missing: {path.parent} is not a checkpoint of the official layout") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return content
+
+
+def write_json(path: Path, content: dict) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+def find_folder(name_or_folder: str | Path, revision: str | None = None) -> Path:
+    """A local folder, or a hub model's folder in the local cache, downloaded if need be."""
+    if Path(name_or_folder).is_dir():
+        return Path(name_or_folder)
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name_or_folder)):
+        raise FileNotFoundError(f"there is no folder {name_or_folder}, and a hub model is named like ai9stars/Cheers")
+    wanted = ["*.json", "*.safetensors", "merges.txt"]
+    try:
+        return Path(snapshot_download(str(name_or_folder), revision=revision, allow_patterns=wanted))
+    except (OSError, HTTPError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise FileNotFoundError(
+            f"{name_or_folder} is neither a folder here nor could it be fetched from the hub: {reason}"
+        ) from error
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint folder: those its index names, or model.safetensors."""
+    if (folder / INDEX).exists():
+        index = read_json(folder / INDEX)
+        files = [folder / name for name in sorted(set(index.get("weight_map", {}).values()))]
+    else:
+        files = [folder / "model.safetensors"]
+    missing = [file.name for file in files if not file.exists()]
+    if missing or not files:
+        pickles = " (.bin and .pt files are pickles, which are never opened)" if list(folder.glob("*.[bp][it]*")) else ""
+        raise FileNotFoundError(f"{folder} lacks {', '.join(missing) or 'weights'}{pickles}; fetch the checkpoint again")
+    return files
+
+
+def load_tensors(
+    model: nn.Module,
+    names: dict[str, str],
+    files: list[Path],
+    ignored: str,
+    device: torch.device | str,
+    dtype: torch.dtype | None,
+) -> None:
+    """Fills a model on the meta device, tensor by tensor, with the tensors that `names` (ours -> in the files) wants.
+
+    All names and shapes are compared before the first tensor is read; whatever is missing, left over (unless it matches
+    `ignored`) or misshapen is named in one ValueError."""
+    where = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as opened:
+                where |= {name: (file, tuple(opened.get_slice(name).get_shape())) for name in opened.keys()}
+        except FileNotFoundError:
+            raise FileNotFoundError(f"there is no file {file}") from None
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{file} is damaged or not a safetensors file ({error}); fetch it again") from None
+    state = model.state_dict()
+    shapes = {names[ours]: tuple(state[ours].shape) for ours in names}
+    problems = [f"missing {name}" for name in shapes if name not in where]
+    problems += [f"unknown {name}" for name in where if name not in shapes and not re.fullmatch(ignored, name)]
+    problems += [
+        f"{name} has shape {list(where[name][1])} instead of {list(shape)}"
+        for name, shape in shapes.items()
+        if name in where and where[name][1] != shape
+    ]
+    if problems:
+        listed = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
+        raise ValueError(f"{files[0].parent} does not fit the configuration: {listed}")
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            for ours, name in names.items():
+                if where[name][0] != file:
+                    continue
+                # copied, so that no tensor keeps the file mapped
+                tensor = opened.get_tensor(name).to(device, dtype or None, copy=True)
+                module = model.get_submodule(ours.rpartition(".")[0])
+                leaf = ours.rpartition(".")[2]
+                if leaf in module._parameters:
+                    module._parameters[leaf] = nn.Parameter(tensor)
+                else:
+                    module._buffers[leaf] = tensor

@@ -1,0 +1,114 @@
+"""SigLIP2's vision transformer: pixels -> one semantic feature per patch, and the patch embeddings themselves.
+
+In Cheers (arXiv 2603.12793, section 2.1) it reads D(z_t), pixels decoded from a noisy latent. Its last hidden state
+becomes the visual tokens; S(.), the patch plus position embeddings before the transformer, is the high-frequency
+detail that the flow matching head injects. Compare with `SiglipVisionTransformer` of Hugging Face; parameter names
+are the same. The pooling head is left out: Cheers never uses it.
+
+Shape letters: B batch, (H, W) pixels, p patch side, n = H/p * W/p patches in raster order, C width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass
+class SigLIPConfig:
+    hidden_size: int = 1152
+    intermediate_size: int = 4304
+    num_hidden_layers: int = 27
+    num_attention_heads: int = 16
+    image_size: int = 512
+    patch_size: int = 16
+    layer_norm_eps: float = 1e-6
+
+
+class Embeddings(nn.Module):
+    """S(.): a p x p convolution with stride p, plus a learned embedding of each position."""
+
+    def __init__(self, config: SigLIPConfig):
+        super().__init__()
+        self.side = config.image_size // config.patch_size
+        self.patch_embedding = nn.Conv2d(3, config.hidden_size, config.patch_size, stride=config.patch_size)
+        self.position_embedding = nn.Embedding(self.side**2, config.hidden_size)
+
+    def positions(self, height: int, width: int) -> Tensor:
+        """(1, C, height, width). Another grid than the trained one sees the table as a picture, resized bicubically."""
+        table = self.position_embedding.weight.unflatten(0, (self.side, self.side)).permute(2, 0, 1)[None]
+        if (height, width) == (self.side, self.side):
+            return table
+        resized = F.interpolate(table.float(), (height, width), mode="bicubic", align_corners=False)
+        return resized.to(table.dtype)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        patches = self.patch_embedding(pixels)                 # (B, C, H/p, W/p)
+        patches = patches + self.positions(*patches.shape[2:])
+        return patches.flatten(2).transpose(1, 2)              # (B, n, C)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: SigLIPConfig):
+        super().__init__()
+        width = config.hidden_size
+        self.heads = config.num_attention_heads
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, n, C/heads)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        x = F.scaled_dot_product_attention(q, k, v)            # softmax(q k^T / sqrt(C/heads)) v
+        return self.out_proj(x.transpose(1, 2).flatten(2))     # (B, n, C)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: SigLIPConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class Layer(nn.Module):
+    def __init__(self, config: SigLIPConfig):
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attn = Attention(config)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class SigLIP(nn.Module):
+    def __init__(self, config: SigLIPConfig):
+        super().__init__()
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.encoder = nn.Module()
+        self.encoder.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """pixels (B, 3, H, W), sides multiples of p -> semantic features (B, n, C), patch embeddings S (B, n, C)."""
+        embeddings = self.embeddings(pixels)                   # (B, n, C)
+        x = embeddings
+        for layer in self.encoder.layers:
+            x = layer(x)                                       # (B, n, C)
+        return self.post_layernorm(x), embeddings
+
+    def initialise(self) -> None:
+        """Small normal weights as in ViT; needed only for training from nothing, official runs start from SigLIP2."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        torch.nn.init.normal_(self.embeddings.position_embedding.weight, std=0.02)
