@@ -1,0 +1,247 @@
+"""From conversations and pictures to batches.
+
+A sample is what the release's JSON lines hold: {"conversations": [{"from": "human"|"gpt", "value": text}, …],
+"image": pictures in the order of their placeholders}. In a text, `<im_start><image><im_end>` stands for a picture to look
+at and `<im_start><image_gen><im_end>` for one to paint. Everything random about a sample comes from a generator seeded
+by (seed, source, epoch, line), so it depends neither on ranks nor on batches nor on restarts.
+
+Shape letters as in cheers.py.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+import shapes
+from cheers import IGNORE, Batch, CheersConfig
+from qwen import SYSTEM, Tokenizer
+
+LOOK = "<im_start><image><im_end>"
+PAINT = "<im_start><image_gen><im_end>"
+PAINT_REQUEST = "\nBased on the above description, generate an image."  # ends the release's text-to-image prompts
+TEXT_DROPOUT = 0.2
+MAX_RATIO = 50  # a longer side this many times the shorter leaves nothing to see
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """Any picture file -> RGB, turned upright as its EXIF says; transparency becomes white, 16 bits become 8.
+
+    Raises FileNotFoundError, or ValueError for what is damaged, too large to be honest, or too narrow."""
+    try:
+        with Image.open(path) as picture:
+            picture = ImageOps.exif_transpose(picture)
+            picture.load()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no picture {path}") from None
+    except Image.DecompressionBombError:
+        raise ValueError(f"{path} has too many pixels to open safely; make it smaller first") from None
+    except Exception as error:  # a damaged file can raise nearly anything inside a decoder
+        raise ValueError(f"{path} is damaged or not a picture ({error})") from None
+    return to_rgb(picture)
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I"):  # 16-bit gray, which Pillow would clip at 255
+        picture = Image.fromarray((np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
+
+
+def check_ratio(picture: Image.Image) -> None:
+    short, long = sorted(picture.size)
+    if long > MAX_RATIO * short:
+        raise ValueError(f"a picture of {picture.width}x{picture.height} is too narrow; crop it to at most {MAX_RATIO}:1")
+
+
+def fit_inside(picture: Image.Image, side: int) -> Image.Image:
+    """The transform for understanding: longer side -> `side`, bicubic, then black bars to a square, centred."""
+    check_ratio(picture)
+    scale = side / max(picture.size)
+    size = tuple(max(1, round(length * scale)) for length in picture.size)
+    square = Image.new("RGB", (side, side))
+    square.paste(picture.resize(size, Image.Resampling.BICUBIC), ((side - size[0]) // 2, (side - size[1]) // 2))
+    return square
+
+
+def fill_square(picture: Image.Image, side: int) -> Image.Image:
+    """The transform for pictures to paint: shorter side -> `side`, bicubic, then the centre is cut out."""
+    check_ratio(picture)
+    scale = side / min(picture.size)
+    size = tuple(max(side, round(length * scale)) for length in picture.size)
+    left, top = (size[0] - side) // 2, (size[1] - side) // 2
+    return picture.resize(size, Image.Resampling.BICUBIC).crop((left, top, left + side, top + side))
+
+
+def to_pixels(picture: Image.Image) -> Tensor:
+    """RGB picture -> (3, H, W) float32 in [0, 1]."""
+    return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1).float() / 255
+
+
+def to_picture(pixels: Tensor) -> Image.Image:
+    """(3, H, W) -> RGB picture, clamped to [0, 1]."""
+    array = (pixels.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(array)
+
+
+# ---- conversations ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Sample:
+    ids: list[int]           # placeholders repeated once per visual token
+    labels: list[int]        # IGNORE where nothing is to be predicted
+    pixels: list[Tensor]     # (3, S, S) each
+    noise: list[Tensor]      # (z', h, w) each
+    t: list[float]
+
+
+def encode_conversation(turns: list[dict], tokenizer: Tokenizer, config: CheersConfig) -> tuple[list[int], list[int]]:
+    """Turns [{"from", "value"}, …] -> ids and labels, one placeholder per picture. Supervised are the assistant's content,
+    its `<im_start>` and the end of its turns; never `<im_end>`, headers or the newline after a turn."""
+    special = config.special
+    ids = tokenizer.encode(f"<|im_start|>system\n{SYSTEM}<|im_end|>\n") if turns[0]["from"] != "system" else []
+    labels = [IGNORE] * len(ids)
+    roles = {"human": "user", "gpt": "assistant", "system": "system"}
+    for turn in turns:
+        header = tokenizer.encode(f"<|im_start|>{roles[turn['from']]}\n")
+        content = tokenizer.encode(turn["value"].strip()) + [special.end_of_turn]
+        newline = tokenizer.encode("\n")
+        silent = {special.image, special.image_gen, special.image_end}
+        spoken = turn["from"] == "gpt"
+        ids += header + content + newline
+        labels += [IGNORE] * len(header)
+        labels += [token if spoken and token not in silent else IGNORE for token in content]
+        labels += [IGNORE] * len(newline)
+    return ids, labels
+
+
+def drop_text(ids: list[int], config: CheersConfig) -> list[int]:
+    """The unconditional prompt: every token but `<im_start>`, `<im_end>` and placeholders becomes `<no_mean>`."""
+    special = config.special
+    kept = {special.image, special.image_gen, special.image_start, special.image_end}
+    return [token if token in kept or token < 0 else special.no_mean for token in ids]
+
+
+def expand(ids: list[int], counts: list[int], config: CheersConfig, labels: list[int] | None = None):
+    """Repeats the k-th placeholder counts[k] times, its label too -> ids, labels."""
+    remaining = iter(counts)
+    placeholders = (config.special.image, config.special.image_gen)
+    repeats = [next(remaining) if token in placeholders or token < 0 else 1 for token in ids]
+    return tuple(
+        [value for value, repeat in zip(values, repeats) for _ in range(repeat)] for values in (ids, labels or ids)
+    )
+
+
+def make_sample(
+    turns: list[dict], pictures: list[Image.Image], tokenizer: Tokenizer, config: CheersConfig, rng: np.random.Generator
+) -> Sample:
+    """One conversation with its pictures -> a sample: pictures at the model's side, noise and t of each, text dropout."""
+    side = config.siglip.image_size
+    grid = side // config.vae.factor
+    ids, labels = encode_conversation(turns, tokenizer, config)
+    placeholders = [token for token in ids if token in (config.special.image, config.special.image_gen)]
+    if len(placeholders) != len(pictures):
+        raise ValueError(f"the text has {len(placeholders)} placeholders for {len(pictures)} pictures")
+    painted = [token == config.special.image_gen for token in placeholders]
+    if any(painted) and rng.random() < TEXT_DROPOUT:
+        ids, labels = drop_text(ids, config), [IGNORE] * len(ids)
+    ids, labels = expand(ids, [grid * grid // 4] * len(pictures), config, labels)
+    pixels = [to_pixels((fill_square if paint else fit_inside)(p, side)) for p, paint in zip(pictures, painted)]
+    noise = [
+        torch.from_numpy(rng.standard_normal((config.vae.latent_channels, grid, grid), dtype=np.float32)) for _ in pictures
+    ]
+    t = [rng.random() if paint else 1.0 for paint in painted]
+    return Sample(ids, labels, pixels, noise, t)
+
+
+def collate(samples: list[Sample], config: CheersConfig) -> Batch:
+    length = math.ceil(max(len(s.ids) for s in samples) / 8) * 8  # few distinct lengths: kernels are chosen per shape
+    ids = torch.zeros(len(samples), length, dtype=torch.int64)
+    labels = torch.full((len(samples), length), IGNORE)
+    for row, sample in enumerate(samples):
+        ids[row, : len(sample.ids)] = torch.tensor(sample.ids)
+        labels[row, : len(sample.labels)] = torch.tensor(sample.labels)
+    side, grid = config.siglip.image_size, config.siglip.image_size // config.vae.factor
+    pixels = [p for s in samples for p in s.pixels]
+    noise = [n for s in samples for n in s.noise]
+    t = torch.tensor([t for s in samples for t in s.t], dtype=torch.float32)
+    return Batch(
+        ids,
+        labels,
+        torch.stack(pixels) if pixels else torch.zeros(0, 3, side, side),
+        torch.stack(noise) if noise else torch.zeros(0, config.vae.latent_channels, grid, grid),
+        t,
+    )
+
+
+# ---- the toy world as a source of samples ----------------------------------------------------------------------
+
+
+def human(text: str) -> dict:
+    return {"from": "human", "value": text}
+
+
+def gpt(text: str) -> dict:
+    return {"from": "gpt", "value": text}
+
+
+def generation(rng: np.random.Generator, objects: int, side: int):
+    scene = shapes.random_scene(rng, objects)
+    request = PAINT_REQUEST if rng.random() < 0.2 else ""
+    return [human(shapes.caption(scene, rng) + request), gpt(PAINT)], [shapes.draw(scene, side)]
+
+
+def understanding(rng: np.random.Generator, objects: int, side: int):
+    scene = shapes.random_scene(rng, objects)
+    pairs = [shapes.question(scene, rng) for _ in range(3)]
+    pairs[0] = (f"{LOOK}\n{pairs[0][0]}", pairs[0][1])
+    return [turn for ask, answer in pairs for turn in (human(ask), gpt(answer))], [shapes.draw(scene, side)]
+
+
+def editing(rng: np.random.Generator, objects: int, side: int):
+    scene = shapes.random_scene(rng, objects)
+    instruction, result = shapes.edit(scene, rng)
+    return [human(f"{LOOK}\n{instruction}"), gpt(PAINT)], [shapes.draw(scene, side), shapes.draw(result, side)]
+
+
+def sentence_and_picture(rng: np.random.Generator, objects: int, side: int):
+    scene = shapes.random_scene(rng, objects)
+    instruction, sentence, result = shapes.sentence_and_picture(scene, rng)
+    turns = [human(f"{LOOK}\n{instruction}"), gpt(f"{sentence}\n{PAINT}")]
+    return turns, [shapes.draw(scene, side), shapes.draw(result, side)]
+
+
+def text_only(rng: np.random.Generator, objects: int, side: int):
+    question, answer = shapes.text_question(rng)
+    return [human(question), gpt(answer)], []
+
+
+# source -> weight in the mix and its maker
+TOY_SOURCES: tuple[tuple[float, Callable], ...] = (
+    (0.60, generation),
+    (0.22, understanding),
+    (0.12, editing),
+    (0.04, sentence_and_picture),
+    (0.02, text_only),
+)
+
+
+def toy_sample(line: int, objects: int, seed: int, tokenizer: Tokenizer, config: CheersConfig) -> Sample:
+    """Sample `line` of the endless toy stream, with scenes of at most `objects` objects."""
+    weights = [weight for weight, _ in TOY_SOURCES]
+    source = int(np.random.default_rng([seed, line]).choice(len(weights), p=weights))
+    rng = np.random.default_rng([seed, source, 0, line])  # (seed, source, epoch, line)
+    turns, pictures = TOY_SOURCES[source][1](rng, objects, config.siglip.image_size)
+    return make_sample(turns, pictures, tokenizer, config, rng)
