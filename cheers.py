@@ -223,7 +223,8 @@ class Cheers(nn.Module):
     # -- sequences
 
     def is_image(self, ids: Tensor) -> Tensor:
-        return (ids == self.config.special.image) | (ids == self.config.special.image_gen)
+        """True at placeholders: the two tokens, or a negative id (the released code's -200 and -300)."""
+        return (ids == self.config.special.image) | (ids == self.config.special.image_gen) | (ids < 0)
 
     def embed(self, ids: Tensor, visual_tokens: Tensor | None) -> Tensor:
         """ids (…, L) -> embeddings (…, L, C), with visual tokens (any shape, in order) at the placeholders."""

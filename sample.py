@@ -1,0 +1,399 @@
+"""Sampling: pictures by Euler steps along the flow, text token by token, and both in one answer.
+
+Cheers (arXiv 2603.12793), section 2.2, "Inference". The picture's loop is `denoise`; everything else prepares its
+inputs. The vision tokenizer runs once per step; the conditional and the unconditional branch share one call of the
+language model; keys and values of the prompt are computed once.
+
+Shape letters: B pictures, R rows of the language model (2B with guidance), K prompt tokens, m = n/4 visual tokens.
+"""
+
+import argparse
+import json
+import math
+import os
+import secrets
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, PngImagePlugin
+from tokenizers.decoders import DecodeStream
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from cheers import Cheers, attention_mask
+from data import LOOK, drop_text, expand, fit_inside, open_picture, to_picture, to_pixels, to_rgb
+from qwen import KeyValues, chat
+
+PUBLISHED = {"steps": 80, "guidance": 9.5, "shift": 0.5}  # the release's README
+SOURCE_SHARE = 0.1  # editing starts at 0.1·z_source + 0.9·noise
+
+Picture = Image.Image
+Prompt = str | list[dict[str, str]] | list[int]
+
+
+# ---- the flow --------------------------------------------------------------------------------------------------
+
+
+def schedule(steps: int, shift: float, grid: str = "exact", start: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Shifted times and step sizes of an Euler integration, (steps,) each, float32.
+
+    "exact": N+1 points from `start` to 1, so N intervals. "released": N points, so N-1 intervals, and one more evaluation
+    at t = 1 with step 1/N, as published scores were made."""
+    points = torch.linspace(start, 1, steps + (grid == "exact"))
+    t = shift * points / (1 + (shift - 1) * points)            # t̃ = αt / (1 + (α-1)t)
+    if grid == "exact":
+        return t[:-1], t.diff()
+    return t, torch.cat([t.diff(), torch.tensor([1 / steps])])
+
+
+@dataclass
+class Prefix:
+    """What the language model remembers of R prompts, padded on the right to K tokens."""
+
+    past: KeyValues
+    real: Tensor        # (R, K) bool, False at padding
+    hidden: Tensor      # (R, C), of each prompt's last token
+
+    @property
+    def lengths(self) -> Tensor:
+        return self.real.sum(1)
+
+
+def prefill(model: Cheers, rows: list[list[int]], visuals: list[Tensor], causal: int = 0) -> Prefix:
+    """Runs R prompts (ids, a placeholder per visual token) with their visual tokens (m', C), in order, through the LLM.
+
+    causal: so many tokens at the start are visual tokens without full attention (the release's dummy picture)."""
+    lengths = torch.tensor([len(row) for row in rows], device=model.device)
+    longest = int(lengths.max())
+    if longest > model.config.qwen.max_position_embeddings:
+        raise ValueError(
+            f"the prompt is too long: {longest} tokens, the model takes {model.config.qwen.max_position_embeddings}; shorten it"
+        )
+    padding = model.config.special.end_of_turn
+    ids = torch.tensor([row + [padding] * (longest - len(row)) for row in rows], device=model.device)
+    positions = torch.arange(longest, device=model.device).expand_as(ids)
+    is_image = model.is_image(ids) & (positions >= causal)
+    embeddings = model.embed(ids, torch.cat(visuals) if visuals else None)
+    hidden, past = model.qwen(embeddings, positions, attention_mask(is_image))
+    return Prefix(past, positions < lengths[:, None], hidden[torch.arange(len(rows)), lengths - 1])
+
+
+@dataclass
+class Step:
+    """One evaluation of the velocity. Latents and velocities are (B, z', h, w)."""
+
+    t: float
+    latents: Tensor                  # z_t
+    conditional: Tensor
+    unconditional: Tensor | None     # None without guidance
+    velocity: Tensor                 # what the Euler step follows
+    gate: Tensor                     # (B, h, w), G of the conditional branch
+    result: Tensor                   # z_{t+Δt}
+
+
+def denoise(
+    model: Cheers, prefix: Prefix, latents: Tensor, guidance: float, times: Tensor, deltas: Tensor
+) -> Iterator[Step]:
+    """Follows dz/dt = V_t(z) from `latents` (B, z', h, w). With guidance other than 1 the prefix holds 2B rows: conditional
+    ones, then unconditional ones."""
+    branches = len(prefix.real) // len(latents)
+    grid = latents.shape[2] // 2, latents.shape[3] // 2
+    m = grid[0] * grid[1]
+    positions = prefix.lengths[:, None] + torch.arange(m, device=model.device)     # (R, m)
+    mask = F.pad(prefix.real, (0, m), value=True)[:, None, None].expand(-1, 1, m, -1)  # (R, 1, m, K+m)
+    z = latents.float()
+    for t, delta in zip(times.tolist(), deltas.tolist()):
+        tokens, details = model.tokenize_image(z.to(model.dtype))                  # (B, m, C), (B, n, V)
+        tokens, details = (x.repeat(branches, 1, 1) for x in (tokens, details))    # (R, m, C), (R, n, V)
+        hidden, _ = model.qwen(tokens, positions, mask, prefix.past)               # (R, m, C)
+        t_rows = torch.full((len(hidden),), t, device=model.device)
+        velocity, gate = model.head(hidden, t_rows, details, grid)                 # (R, z', h, w), (R, n, 1)
+        conditional, *rest = velocity.float().split(len(z))
+        unconditional = rest[0] if rest else None
+        # v = v_uncond + s·(v_cond - v_uncond)
+        guided = unconditional + guidance * (conditional - unconditional) if rest else conditional
+        result = z + delta * guided                                                # z_{t+Δt} = z_t + Δt·V_t
+        yield Step(t, z, conditional, unconditional, guided, gate[: len(z), :, 0].unflatten(1, z.shape[2:]), result)
+        z = result
+
+
+# ---- prompts and pictures --------------------------------------------------------------------------------------
+
+
+def defaults(model: Cheers) -> dict:
+    """steps, guidance, shift: the checkpoint's, else the published ones."""
+    return PUBLISHED | model.generation
+
+
+def check_settings(steps: int, guidance: float, shift: float) -> None:
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, not {steps}")
+    if not math.isfinite(guidance):
+        raise ValueError(f"guidance must be a finite number, not {guidance}")
+    if not (math.isfinite(shift) and shift > 0):
+        raise ValueError(f"shift must be a positive number, not {shift}")
+
+
+def picture_size(model: Cheers, size: int | tuple[int, int] | None) -> tuple[int, int]:
+    """(width, height), the trained square when left out. Raises ValueError unless both are multiples of 2f."""
+    width, height = (size, size) if isinstance(size, int) else size or (model.config.siglip.image_size,) * 2
+    multiple = model.config.multiple
+    if width < multiple or height < multiple or width % multiple or height % multiple:
+        raise ValueError(f"a size of {width}x{height} does not fit: both sides must be positive multiples of {multiple}")
+    return width, height
+
+
+def seeded_noise(seed: int, index: int, shape: tuple[int, ...]) -> Tensor:
+    """z_0 of picture `index`: fixed by (seed, index) alone, whatever the batch and the device."""
+    return torch.from_numpy(np.random.default_rng([seed, index]).standard_normal(shape, dtype=np.float32))
+
+
+def stack_pictures(pictures: list[Picture] | Tensor | None, side: int) -> list[Tensor]:
+    """Pictures to look at -> pixels (3, S, S) each; a tensor (N, 3, H, W) in [0, 1] is taken as it is."""
+    if pictures is None:
+        return []
+    return list(pictures) if isinstance(pictures, Tensor) else [to_pixels(fit_inside(to_rgb(p), side)) for p in pictures]
+
+
+def look(model: Cheers, pixels: list[Tensor]) -> list[Tensor]:
+    """Visual tokens (m, C) of clean pictures, t = 1."""
+    return [model.tokenize_image(model.encode_image(p[None]))[0][0] for p in pixels]
+
+
+def prompt_ids(model: Cheers, prompt: Prompt, visuals: list[Tensor], painting: bool) -> list[int]:
+    """The ids of a prompt, a placeholder for each visual token. Text is put into the chat template, pictures first."""
+    if not isinstance(prompt, str) and all(isinstance(token, int) for token in prompt):
+        ids = list(prompt)
+    else:
+        if model.tokenizer is None:
+            raise ValueError("the checkpoint has no tokenizer; pass token ids, or add tokenizer.json to its folder")
+        messages = prompt
+        if isinstance(prompt, str):
+            messages = [{"role": "user", "content": f"{LOOK}\n" * len(visuals) + prompt}]
+        ids = model.tokenizer.encode(chat(messages))
+        ids += [model.config.special.image_start] * painting
+    placeholders = int(model.is_image(torch.tensor(ids)).sum())
+    if placeholders != len(visuals):
+        raise ValueError(f"the prompt has {placeholders} picture placeholders for {len(visuals)} pictures")
+    return expand(ids, [len(tokens) for tokens in visuals], model.config)[0]
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def generate_images(
+    model: Cheers,
+    prompts: list[Prompt],
+    *,
+    steps: int | None = None,
+    guidance: float | None = None,
+    shift: float | None = None,
+    size: int | tuple[int, int] | None = None,
+    seed: int | None = None,
+    noise: Tensor | None = None,
+    negative: Prompt | None = None,
+    sources: list[Picture | list[Picture]] | Tensor | None = None,
+    grid: str = "exact",
+    dummy_pixels: Tensor | None = None,
+    first: int = 0,
+    watch: Callable[[Step], None] | None = None,
+) -> Tensor:
+    """Paints one picture per prompt -> (B, 3, H, W) in [0, 1], float32.
+
+    prompts: strings, lists of messages, or complete lists of ids ending in `<im_start>`.
+    steps, guidance, shift: the checkpoint's defaults when left out; guidance 1 is the conditional model alone.
+    size: S or (W, H), multiples of 2f. Rotary positions reach any size and position embeddings are interpolated, but the
+        weights have seen only the square they were trained on.
+    seed: picture k is fixed by (seed, first + k). noise: (B, z', h, w) instead of seeded noise.
+    negative: replaces the unconditional prompt (all words `<no_mean>`).
+    sources: pictures to edit, one per prompt (or a list per prompt, the first of which is edited). They stand in the
+        conditional and the unconditional prompt, and the flow starts a tenth of the way towards the first.
+    grid: "exact" or "released" (`schedule`). dummy_pixels: (B, 3, S, S), the released code's random picture before prompts.
+    watch: called with every `Step`.
+    Raises ValueError for settings that cannot be."""
+    settings = defaults(model) | {k: v for k, v in dict(steps=steps, guidance=guidance, shift=shift).items() if v is not None}
+    check_settings(**settings)
+    steps, guidance, shift = settings["steps"], settings["guidance"], settings["shift"]
+    if grid not in ("exact", "released"):
+        raise ValueError(f'grid is "exact" or "released", not {grid!r}')
+    width, height = picture_size(model, size)
+    factor, start = model.config.vae.factor, 0.0
+
+    visuals: list[list[Tensor]] = [[] for _ in prompts]
+    latents = None
+    if sources is not None:
+        if len(sources) != len(prompts):
+            raise ValueError(f"there are {len(sources)} source pictures for {len(prompts)} prompts")
+        if not isinstance(sources, Tensor) and width != height:
+            raise ValueError("source pictures are padded to a square; edit at a square size")
+        steps, start = int(0.9 * steps), SOURCE_SHARE
+        if not steps:
+            raise ValueError("editing needs at least 2 steps")
+        pixels = [
+            stack_pictures(s[None] if isinstance(s, Tensor) else s if isinstance(s, list) else [s], width) for s in sources
+        ]
+        visuals = [look(model, p) for p in pixels]
+        latents = torch.cat([model.encode_image(p[0][None]) for p in pixels]).float()
+    rows = [prompt_ids(model, p, v, painting=True) for p, v in zip(prompts, visuals)]
+    if guidance != 1:
+        rows += [
+            prompt_ids(model, negative, v, painting=True) if negative is not None else drop_text(row, model.config)
+            for row, v in zip(rows, visuals)
+        ]
+        visuals = visuals * 2
+    causal = 0
+    if dummy_pixels is not None:
+        dummies = look(model, list(dummy_pixels)) * (len(rows) // len(prompts))
+        causal = len(dummies[0])
+        rows = [[model.config.special.image] * causal + row for row in rows]
+        visuals = [[dummy, *v] for dummy, v in zip(dummies, visuals)]
+
+    shape = (model.config.vae.latent_channels, height // factor, width // factor)
+    if latents is not None:
+        shape = tuple(latents.shape[1:])
+    if noise is None:
+        seed = secrets.randbits(32) if seed is None else seed
+        noise = torch.stack([seeded_noise(seed, first + k, shape) for k in range(len(prompts))])
+    if tuple(noise.shape) != (len(prompts), *shape):
+        raise ValueError(f"noise has shape {list(noise.shape)} instead of {[len(prompts), *shape]}")
+    z = noise.to(model.device, torch.float32)
+    if latents is not None:
+        z = SOURCE_SHARE * latents + (1 - SOURCE_SHARE) * z
+    prefix = prefill(model, rows, [tokens for v in visuals for tokens in v], causal)
+    for step in denoise(model, prefix, z, guidance, *schedule(steps, shift, grid, start)):
+        if watch:
+            watch(step)
+        z = step.result
+    return model.decode_image(z).float().clamp(0, 1)
+
+
+# ---- text, and answers with pictures ---------------------------------------------------------------------------
+
+
+def choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
+    """The next token from logits (vocabulary,): the likeliest at temperature 0, else drawn from the smallest set of tokens
+    whose probabilities sum to top_p."""
+    if temperature == 0:
+        return int(logits.argmax())
+    probabilities, order = (logits.float().cpu() / temperature).softmax(-1).sort(descending=True)
+    before = probabilities.cumsum(-1) - probabilities
+    probabilities[before >= top_p] = 0
+    return int(order[torch.multinomial(probabilities, 1, generator=generator)])
+
+
+def advance(model: Cheers, prefix: Prefix, ids: list[int], visuals: list[Tensor]) -> Prefix:
+    """The prefix (of one row) longer by `ids` and their visual tokens."""
+    ids = torch.tensor([ids], device=model.device)
+    positions = prefix.lengths[:, None] + torch.arange(ids.shape[1], device=model.device)
+    before = torch.ones(1, 1, ids.shape[1], prefix.real.shape[1], dtype=torch.bool, device=model.device)
+    mask = torch.cat([before, attention_mask(model.is_image(ids))], dim=-1) if ids.shape[1] > 1 else None
+    embeddings = model.embed(ids, torch.cat(visuals) if visuals else None)
+    hidden, past = model.qwen(embeddings, positions, mask, prefix.past)
+    return Prefix(past, F.pad(prefix.real, (0, ids.shape[1]), value=True), hidden[:, -1])
+
+
+def stream(
+    model: Cheers,
+    ids: list[int],
+    visuals: list[Tensor],
+    paint: Callable[[list[int], list[Tensor]], Tensor] | None,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int | None = None,
+) -> Iterator[int | Tensor]:
+    """Token ids of an answer, as they come, the end of the turn not included. When a token opens a picture and `paint` is
+    given, paint(ids so far, visual tokens so far) -> final latents (1, z', h, w) are yielded, the answer's context gets
+    their visual tokens at t = 1, and it goes on."""
+    if temperature < 0 or not 0 < top_p <= 1 or max_new_tokens < 1:
+        raise ValueError("temperature must be at least 0, top_p in (0, 1], and the number of new tokens at least 1")
+    special = model.config.special
+    generator = torch.Generator().manual_seed(secrets.randbits(32) if seed is None else seed)
+    prefix = prefill(model, [ids], visuals)
+    limit = model.config.qwen.max_position_embeddings
+    for _ in range(min(max_new_tokens, limit - len(ids))):
+        token = choose(model.qwen.logits(prefix.hidden)[0], temperature, top_p, generator)
+        if token == special.end_of_turn:
+            return
+        new, new_visuals = [token], []
+        if token == special.image_start and paint:
+            latents = paint(ids + new, visuals)
+            yield latents
+            new_visuals = [model.tokenize_image(latents.to(model.dtype))[0][0]]
+            new += [special.image] * len(new_visuals[0]) + [special.image_end]
+        else:
+            yield token
+        ids, visuals = ids + new, visuals + new_visuals
+        prefix = advance(model, prefix, new, new_visuals)
+
+
+@torch.inference_mode()
+def generate_text(
+    model: Cheers,
+    prompt: Prompt,
+    images: list[Picture] | Tensor | None = None,
+    *,
+    max_new_tokens: int = 512,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int | None = None,
+) -> str | list[int]:
+    """Answers a prompt about pictures: text in, text out; ids in, ids out (the end of the turn not included)."""
+    visuals = look(model, stack_pictures(images, model.config.siglip.image_size))
+    row = prompt_ids(model, prompt, visuals, painting=False)
+    ids = list(stream(model, row, visuals, None, max_new_tokens, temperature, top_p, seed))
+    raw = not isinstance(prompt, str) and all(isinstance(token, int) for token in prompt)
+    return ids if raw else model.tokenizer.decode(ids).strip()
+
+
+@torch.inference_mode()
+def converse(
+    model: Cheers,
+    messages: list[dict[str, str]],
+    images: list[Picture] | Tensor | None = None,
+    *,
+    max_new_tokens: int = 512,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    shift: float | None = None,
+    size: int | tuple[int, int] | None = None,
+    watch: Callable[[Step], None] | None = None,
+) -> Iterator[str | Picture]:
+    """The assistant's next turn: yields pieces of text and pictures in the order they arise. An answer that opens
+    `<im_start>` paints there, on all that was said before, and goes on."""
+    settings = defaults(model) | {k: v for k, v in dict(steps=steps, guidance=guidance, shift=shift).items() if v is not None}
+    check_settings(**settings)
+    seed = secrets.randbits(32) if seed is None else seed
+    width, height = picture_size(model, size)
+    visuals = look(model, stack_pictures(images, model.config.siglip.image_size))
+    painted = 0
+
+    def paint(ids: list[int], visuals: list[Tensor]) -> Tensor:
+        nonlocal painted
+        factor, guidance = model.config.vae.factor, settings["guidance"]
+        z = seeded_noise(seed, painted, (model.config.vae.latent_channels, height // factor, width // factor))[None]
+        painted += 1
+        rows = [ids] if guidance == 1 else [ids, drop_text(ids, model.config)]
+        prefix = prefill(model, rows, visuals * len(rows))
+        times = schedule(settings["steps"], settings["shift"])
+        for step in denoise(model, prefix, z.to(model.device), guidance, *times):
+            if watch:
+                watch(step)
+        return step.result
+
+    row = prompt_ids(model, messages, visuals, painting=False)
+    decoder = DecodeStream(skip_special_tokens=True)  # holds back bytes that are not a character yet
+    for piece in stream(model, row, visuals, paint, max_new_tokens, temperature, top_p, seed):
+        if isinstance(piece, Tensor):
+            yield to_picture(model.decode_image(piece)[0])
+        elif text := decoder.step(model.tokenizer.backend, piece):
+            yield text
