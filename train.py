@@ -59,7 +59,7 @@ def tiny_model() -> Cheers:
     tokens = ("<|im_end|>", "<image>", "<image_gen>", "<im_start>", "<im_end>", "<no_mean>")
     vocabulary = math.ceil(tokenizer.backend.get_vocab_size() / 64) * 64
     config = CheersConfig(
-        vae=VAEConfig(resolution=32, ch=16, ch_mult=(1, 2), num_res_blocks=1, z_channels=4, norm_groups=8),
+        vae=VAEConfig(resolution=32, ch=16, ch_mult=(1, 2), num_res_blocks=1, z_channels=2, norm_groups=8),
         siglip=SigLIPConfig(128, 512, num_hidden_layers=3, num_attention_heads=4, image_size=32, patch_size=4),
         qwen=QwenConfig(192, 768, 4, 4, 2, vocabulary, rope_theta=10_000.0, max_position_embeddings=1024),
         head_depths=(2, 2),
@@ -116,7 +116,7 @@ def vae_step(vae: VAE, pixels: Tensor, generator: torch.Generator) -> dict[str, 
     reconstruction = vae.decoder(mean + noise * torch.exp(0.5 * log_variance)).float()
     kl = 0.5 * (mean.float() ** 2 + log_variance.exp() - 1 - log_variance).mean()
     squared = F.mse_loss(reconstruction, pixels)
-    total = squared + 0.1 * F.l1_loss(reconstruction, pixels) + 1e-5 * kl
+    total = squared + 0.1 * F.l1_loss(reconstruction, pixels) + 5e-5 * kl
     total.backward()
     return {"loss": total.detach(), "psnr": -10 * squared.detach().log10(), "kl": kl.detach()}
 
@@ -125,7 +125,7 @@ def vae_step(vae: VAE, pixels: Tensor, generator: torch.Generator) -> dict[str, 
 def measure_latents(vae: VAE, pictures: ToyPictures) -> None:
     """Stores mean and variance of every latent channel, so that latents are normalised from here on."""
     device = vae.bn.running_mean.device
-    latents = torch.cat([F.pixel_unshuffle(vae.encoder(pictures[-1 - k].to(device)).chunk(2, 1)[0], 2) for k in range(32)])
+    latents = torch.cat([F.pixel_unshuffle(vae.encoder(pictures[1_000_000 + k].to(device)).chunk(2, 1)[0], 2) for k in range(32)])
     vae.bn.running_mean.copy_(latents.mean(dim=(0, 2, 3)))
     vae.bn.running_var.copy_(latents.var(dim=(0, 2, 3)))
 
@@ -145,3 +145,113 @@ def cheers_step(model: Cheers, micro_batches: list[data.Batch]) -> dict[str, Ten
         (share_text + share_image).backward()
         text, image = text + share_text.detach(), image + share_image.detach()
     return {"loss": text + image, "text": text, "image": image}
+
+
+# ---- the loop --------------------------------------------------------------------------------------------------
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Warm-up over 2 % of the steps, then a cosine to zero."""
+    warmup = max(1, round(0.02 * steps))
+    return peak * min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / steps))
+
+
+def save(out: Path, phase: str, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, keep: int) -> None:
+    """A checkpoint is complete or invisible: written under another name, then renamed. The newest `keep` stay."""
+    partial, folder = out / ".partial", out / f"{phase}-{step:07d}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, partial / "state.pt")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+    for old in sorted(out.glob(f"{phase}-*"))[:-keep]:
+        shutil.rmtree(old)
+
+
+def resume(out: Path, phase: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Loads the newest checkpoint of a phase -> the step to go on with, 0 when there is none."""
+    folders = sorted(out.glob(f"{phase}-*"))
+    if not folders:
+        return 0
+    state = torch.load(folders[-1] / "state.pt", map_location="cpu", weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return int(folders[-1].name.rpartition("-")[2])
+
+
+def fit(phase: str, model: nn.Module, parameters: list[nn.Parameter], batches: Dataset, step_function, steps, args, look=None):
+    """Runs `step_function(item)`, which fills the gradients and returns what to log, for every item of `batches`."""
+    peak = args.lr or {"vae": 2e-3, "cheers": 1e-3}[phase]
+    optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True)
+    start = resume(args.out, phase, model, optimizer)
+    loader = DataLoader(batches, batch_size=None, sampler=range(start, steps), num_workers=1, prefetch_factor=8)
+    bar = tqdm(loader, phase, initial=start, total=steps, smoothing=0.05, dynamic_ncols=True)
+    sums, count, since = {}, 0, time.monotonic()
+    device = next(model.parameters()).device
+    for step, item in enumerate(bar, start):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, peak)
+        # bf16 compute, fp32 weights. On CPUs, the plain attention kernel has the faster backward at these sizes.
+        on_cpu = device.type == "cpu"
+        with torch.autocast(device.type, torch.bfloat16), sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext():
+            logged = step_function(item)
+        norm = nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        for name, value in (logged | {"gradient_norm": norm}).items():
+            sums[name] = sums.get(name, 0.0) + float(value)
+        count += 1
+        done = step + 1
+        if done % args.log_every == 0 or done == steps:
+            means = {name: total / count for name, total in sums.items()}
+            rate = count * args.batch / (time.monotonic() - since)
+            line = {"phase": phase, "step": done, "lr": optimizer.param_groups[0]["lr"], "samples_per_second": rate} | means
+            with open(args.out / "metrics.jsonl", "a") as log:
+                log.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in line.items()}) + "\n")
+            bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()})
+            sums, count, since = {}, 0, time.monotonic()
+        if done % args.save_every == 0 or done == steps:
+            save(args.out, phase, done, model, optimizer, args.keep)
+            if look:
+                look(done)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--init", help="checkpoint to start from: a folder or a hub name")
+    parser.add_argument("--out", type=Path, default=Path("runs/tiny"))
+    parser.add_argument("--steps", type=int, default=20_000)
+    parser.add_argument("--vae-steps", type=int, default=4_000)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--lr", type=float)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save-every", type=int, default=1_000)
+    parser.add_argument("--log-every", type=int, default=100)
+    parser.add_argument("--keep", type=int, default=2)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(args.seed)
+    torch.set_flush_denormal(True)  # denormal numbers are many times slower on CPUs
+    device = best_device()
+    if args.init:
+        model = Cheers.from_pretrained(args.init, device, torch.float32)
+    else:
+        model = tiny_model().to(device)
+        pictures = ToyPictures(args.batch, model.config.siglip.image_size, args.seed)
+        generator = torch.Generator().manual_seed(args.seed)
+        step = lambda pixels: vae_step(model.vae, pixels.to(device), generator)
+        fit("vae", model.vae, list(model.vae.parameters()), pictures, step, args.vae_steps, args)
+        model.vae.requires_grad_(False)
+        measure_latents(model.vae, pictures)
+        model.pixel_decoder.load_state_dict({k: v for k, v in model.vae.state_dict().items() if not k.startswith("encoder.")})
+    model.vae.requires_grad_(False)
+    model.train()
+    batches = ToySteps(args.steps, args.batch, args.seed, model.tokenizer, model.config)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    fit("cheers", model, parameters, batches, lambda item: cheers_step(model, item), args.steps, args)
+    model.eval().to(torch.bfloat16).save_pretrained(args.out / "model")
+    print(args.out / "model")
+
+
+if __name__ == "__main__":
+    main()
