@@ -31,7 +31,8 @@ from tqdm import tqdm
 import data
 import shapes
 from cheers import Cheers, CheersConfig, SpecialTokens, best_device
-from qwen import QwenConfig, SYSTEM, Tokenizer, qwen_bpe
+from qwen import SYSTEM, QwenConfig, Tokenizer, qwen_bpe
+from sample import generate_images
 from siglip import SigLIPConfig
 from vae import VAE, VAEConfig
 
@@ -147,6 +148,27 @@ def cheers_step(model: Cheers, micro_batches: list[data.Batch]) -> dict[str, Ten
     return {"loss": text + image, "text": text, "image": image}
 
 
+# ---- looking at the result -------------------------------------------------------------------------------------
+
+
+def look(model: Cheers, out: Path, name: str, count: int = 8, seed: int = 0) -> dict[str, float]:
+    """Paints `count` pictures for each of the six tasks -> OUT/samples-NAME.png (a row per task), and each task's score."""
+    rng = np.random.default_rng([seed, 2])
+    prompts = [shapes.task_prompts(task, count, rng) for task in shapes.TASKS]
+    model.eval()
+    pixels = generate_images(model, sum(prompts, []), steps=20, seed=seed)
+    model.train()
+    scores = {
+        task: float(np.mean([shapes.score(p, prompt).correct for p, prompt in zip(rows, asked)]))
+        for task, asked, rows in zip(shapes.TASKS, prompts, pixels.split(count))
+    }
+    height, width = pixels.shape[2:]
+    sheet = pixels.unflatten(0, (len(shapes.TASKS), count)).permute(2, 0, 3, 1, 4)  # (3, tasks, H, count, W)
+    picture = data.to_picture(sheet.reshape(3, len(shapes.TASKS) * height, count * width))
+    picture.resize((picture.width * 3, picture.height * 3), Image.Resampling.NEAREST).save(out / f"samples-{name}.png")
+    return scores | {"overall": float(np.mean(list(scores.values())))}
+
+
 # ---- the loop --------------------------------------------------------------------------------------------------
 
 
@@ -179,7 +201,12 @@ def resume(out: Path, phase: str, model: nn.Module, optimizer: torch.optim.Optim
     return int(folders[-1].name.rpartition("-")[2])
 
 
-def fit(phase: str, model: nn.Module, parameters: list[nn.Parameter], batches: Dataset, step_function, steps, args, look=None):
+def log_line(out: Path, line: dict) -> None:
+    with open(out / "metrics.jsonl", "a") as log:
+        log.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in line.items()}) + "\n")
+
+
+def fit(phase: str, model: nn.Module, parameters: list[nn.Parameter], batches: Dataset, step_function, steps, args, watch=None):
     """Runs `step_function(item)`, which fills the gradients and returns what to log, for every item of `batches`."""
     peak = args.lr or {"vae": 2e-3, "cheers": 1e-3}[phase]
     optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True)
@@ -206,14 +233,13 @@ def fit(phase: str, model: nn.Module, parameters: list[nn.Parameter], batches: D
             means = {name: total / count for name, total in sums.items()}
             rate = count * args.batch / (time.monotonic() - since)
             line = {"phase": phase, "step": done, "lr": optimizer.param_groups[0]["lr"], "samples_per_second": rate} | means
-            with open(args.out / "metrics.jsonl", "a") as log:
-                log.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in line.items()}) + "\n")
+            log_line(args.out, line)
             bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()})
             sums, count, since = {}, 0, time.monotonic()
         if done % args.save_every == 0 or done == steps:
             save(args.out, phase, done, model, optimizer, args.keep)
-            if look:
-                look(done)
+            if watch:
+                log_line(args.out, {"phase": phase, "step": done} | watch(done))
 
 
 def main() -> None:
@@ -227,6 +253,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=1_000)
     parser.add_argument("--log-every", type=int, default=100)
+    parser.add_argument("--compile", action="store_true", help="torch.compile the transformer blocks; needs a C++ compiler")
     parser.add_argument("--keep", type=int, default=2)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -246,9 +273,13 @@ def main() -> None:
         model.pixel_decoder.load_state_dict({k: v for k, v in model.vae.state_dict().items() if not k.startswith("encoder.")})
     model.vae.requires_grad_(False)
     model.train()
+    if args.compile:
+        for block in [*model.siglip.encoder.layers, *model.qwen.layers, *model.head.stage_1.blocks, *model.head.stage_2.blocks]:
+            block.compile(dynamic=True)
     batches = ToySteps(args.steps, args.batch, args.seed, model.tokenizer, model.config)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    fit("cheers", model, parameters, batches, lambda item: cheers_step(model, item), args.steps, args)
+    step = lambda item: cheers_step(model, item)
+    fit("cheers", model, parameters, batches, step, args.steps, args, lambda done: look(model, args.out, f"{done:07d}"))
     model.eval().to(torch.bfloat16).save_pretrained(args.out / "model")
     print(args.out / "model")
 
