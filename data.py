@@ -199,13 +199,14 @@ def gpt(text: str) -> dict:
 
 def generation(rng: np.random.Generator, objects: int, side: int):
     scene = shapes.random_scene(rng, objects)
+    caption = shapes.describe(scene) if rng.random() < 0.5 else shapes.caption(scene, rng)
     request = PAINT_REQUEST if rng.random() < 0.2 else ""
-    return [human(shapes.caption(scene, rng) + request), gpt(PAINT)], [shapes.draw(scene, side)]
+    return [human(caption + request), gpt(PAINT)], [shapes.draw(scene, side)]
 
 
 def understanding(rng: np.random.Generator, objects: int, side: int):
     scene = shapes.random_scene(rng, objects)
-    pairs = [shapes.question(scene, rng) for _ in range(3)]
+    pairs = [shapes.question(scene, rng) for _ in range(2)]
     pairs[0] = (f"{LOOK}\n{pairs[0][0]}", pairs[0][1])
     return [turn for ask, answer in pairs for turn in (human(ask), gpt(answer))], [shapes.draw(scene, side)]
 

@@ -19,13 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageDraw, PngImagePlugin
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from cheers import Cheers, attention_mask
+from cheers import Cheers, attention_mask, best_device
 from data import LOOK, drop_text, expand, fit_inside, open_picture, to_picture, to_pixels, to_rgb
 from qwen import KeyValues, chat
 
@@ -366,16 +366,17 @@ def converse(
     guidance: float | None = None,
     shift: float | None = None,
     size: int | tuple[int, int] | None = None,
+    first: int = 0,
     watch: Callable[[Step], None] | None = None,
 ) -> Iterator[str | Picture]:
     """The assistant's next turn: yields pieces of text and pictures in the order they arise. An answer that opens
-    `<im_start>` paints there, on all that was said before, and goes on."""
+    `<im_start>` paints there, on all that was said before, and goes on; its k-th picture is fixed by (seed, first + k)."""
     settings = defaults(model) | {k: v for k, v in dict(steps=steps, guidance=guidance, shift=shift).items() if v is not None}
     check_settings(**settings)
     seed = secrets.randbits(32) if seed is None else seed
     width, height = picture_size(model, size)
     visuals = look(model, stack_pictures(images, model.config.siglip.image_size))
-    painted = 0
+    painted = first
 
     def paint(ids: list[int], visuals: list[Tensor]) -> Tensor:
         nonlocal painted
@@ -397,3 +398,233 @@ def converse(
             yield to_picture(model.decode_image(piece)[0])
         elif text := decoder.step(model.tokenizer.backend, piece):
             yield text
+
+
+# ---- the gate's heat maps (Figure 5) ---------------------------------------------------------------------------
+
+
+def heat(values: np.ndarray) -> np.ndarray:
+    """Values in [0, 1] (…,) -> colours (…, 3) uint8: black, red, yellow, white."""
+    return (np.stack([3 * values, 3 * values - 1, 3 * values - 2], axis=-1).clip(0, 1) * 255).astype(np.uint8)
+
+
+def draw_heatmaps(times: list[float], gates: list[Tensor], tile: int = 96) -> Picture:
+    """Figure 5a: |G| at every position, one tile per step in reading order, t written below."""
+    maps = torch.stack(gates).abs().float().cpu().numpy()                          # (steps, h, w)
+    maps = (maps - maps.min()) / max(maps.max() - maps.min(), 1e-12)
+    columns = math.ceil(math.sqrt(len(maps)))
+    sheet = Image.new("RGB", (columns * (tile + 4), math.ceil(len(maps) / columns) * (tile + 16)), "white")
+    for i, (t, values) in enumerate(zip(times, maps)):
+        left, top = i % columns * (tile + 4), i // columns * (tile + 16)
+        sheet.paste(Image.fromarray(heat(values)).resize((tile, tile), Image.Resampling.NEAREST), (left, top))
+        ImageDraw.Draw(sheet).text((left, top + tile + 2), f"t = {t:.2f}", fill="black")
+    return sheet
+
+
+def intensities(gates: list[Tensor]) -> list[float]:
+    """Figure 5b: mean |G| of each step, normalised over the run to [0, 1]."""
+    means = torch.stack([gate.abs().float().mean() for gate in gates])
+    return ((means - means.min()) / (means.max() - means.min()).clamp(min=1e-12)).tolist()
+
+
+def draw_curve(values: list[float], size: tuple[int, int] = (480, 300)) -> Picture:
+    """A line through values in [0, 1], one per step."""
+    picture = Image.new("RGB", size, "white")
+    pen, (width, height), margin = ImageDraw.Draw(picture), size, 36
+    x = lambda i: margin + i * (width - 2 * margin) / max(len(values) - 1, 1)
+    y = lambda value: height - margin - value * (height - 2 * margin)
+    pen.rectangle((margin, margin, width - margin, height - margin), outline="gray")
+    pen.line([(x(i), y(value)) for i, value in enumerate(values)], fill=(220, 40, 40), width=2)
+    for text, where in (
+        ("gate intensity, normalised", (margin, 14)), ("1", (22, margin - 6)), ("0", (22, height - margin - 6)),
+        ("step 1", (margin, height - 26)), (f"step {len(values)}", (width - margin - 46, height - 26)),
+    ):
+        pen.text(where, text, fill="black")
+    return picture
+
+
+# ---- command line ----------------------------------------------------------------------------------------------
+
+
+def save_png(picture: Picture, path: Path, prompt: str, seed: int, settings: dict) -> None:
+    """Writes a PNG that carries its prompt, seed and settings; under another name first."""
+    info = PngImagePlugin.PngInfo()
+    for key, value in (("prompt", prompt), ("seed", str(seed)), ("settings", json.dumps(settings))):
+        info.add_itxt(key, value)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(partial, "PNG", pnginfo=info)
+        os.replace(partial, path)
+    except OSError as error:
+        raise ValueError(f"cannot write {path} ({error.strerror or error}); choose another --out") from None
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    width, _, height = text.lower().partition("x")
+    if not (width.isdigit() and (height.isdigit() or height == "" and "x" not in text.lower())):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write 512 or 512x768")
+    return int(width), int(height or width)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Paint, answer, edit and talk with Cheers.", allow_abbrev=False)
+    add = parser.add_argument
+    add("prompts", nargs="*", metavar="PROMPT", help="what to paint, ask, change or say")
+    add("--model", default=str(Path(__file__).parent / "weights" / "tiny"), help="folder or hub name, e.g. ai9stars/Cheers")
+    add("--image", action="append", default=[], metavar="FILE", help="a picture to look at; may be repeated")
+    add("--edit", action="store_true", help="paint the --image anew, changed as the prompt says")
+    add("--chat", action="store_true", help="talk; each prompt is a turn, without prompts you type them")
+    add("--steps", type=int, help="Euler steps")
+    add("--guidance", type=float, help="classifier-free guidance, 1 for none")
+    add("--shift", type=float, help="α of the time shift")
+    add("--seed", type=int, help="fixes every random choice")
+    add("--num", type=int, default=1, help="pictures per prompt")
+    add("--size", type=parse_size, metavar="S|WxH")
+    add("--negative", metavar="TEXT", help="what guidance leads away from, instead of no words at all")
+    add("--released", action="store_true", help="time grid and dummy picture of the released code")
+    add("--max-tokens", type=int, default=512)
+    add("--temperature", type=float, default=0.0, help="0 takes the likeliest token")
+    add("--top-p", type=float, default=1.0)
+    add("--out", type=Path, default=Path("outputs"), metavar="FILE|FOLDER")
+    add("--heatmaps", action="store_true", help="also write the gate's map at each step, and its intensity curve")
+    add("--device", help="cpu, cuda, mps; the best there is by default")
+    add("--dtype", choices=("float32", "bfloat16"), help="float32 on CPUs, else as stored")
+    arguments = parser.parse_args()
+    answers = arguments.chat or (arguments.image and not arguments.edit)
+    for wrong, sentence in (
+        (arguments.edit and not arguments.image, "--edit needs the picture to change: add --image FILE"),
+        (arguments.edit and arguments.chat, "--edit and --chat exclude each other"),
+        (not arguments.prompts and not arguments.chat, "a PROMPT is missing, for example: a red circle"),
+        (answers and arguments.released, "--released is for painting and editing"),
+        (answers and arguments.heatmaps, "--heatmaps is for painting and editing"),
+        (answers and (arguments.num != 1 or arguments.negative), "--num and --negative are for painting and editing"),
+        (arguments.num < 1, "--num must be at least 1"),
+        (arguments.seed is not None and arguments.seed < 0, "--seed must not be negative"),
+        (arguments.out.suffix.lower() == ".png" and len(arguments.prompts) * arguments.num > 1,
+         "several pictures do not fit into one file; give a folder to --out"),
+    ):
+        if wrong:
+            parser.error(sentence)
+    return arguments
+
+
+class Bar:
+    """A progress bar over Euler steps, with rate and remaining time."""
+
+    def __init__(self, total: int):
+        self.total, self.bar = total, None
+
+    def __call__(self, step: Step) -> None:
+        if self.bar is None or self.bar.n == self.total:
+            self.bar = tqdm(total=self.total, desc="painting", unit="step", dynamic_ncols=True)
+        self.bar.update()
+        if self.bar.n == self.total:
+            self.bar.close()
+
+
+def paint_all(model: Cheers, arguments: argparse.Namespace, settings: dict, seed: int) -> None:
+    """Every prompt `--num` times, in batches; prints the path of each picture."""
+    size = picture_size(model, arguments.size)
+    prompts = [prompt for prompt in arguments.prompts for _ in range(arguments.num)]
+    sources = [open_picture(path) for path in arguments.image] if arguments.edit else None
+    shared = settings | {"size": size, "grid": "released" if arguments.released else "exact", "negative": arguments.negative}
+    chunk = max(1, 4 * 512 * 512 // (size[0] * size[1]))  # four official pictures at once
+    steps = int(0.9 * settings["steps"]) if arguments.edit else settings["steps"]
+    for start in range(0, len(prompts), chunk):
+        batch = prompts[start : start + chunk]
+        dummy, recorded, bar = None, [], Bar(steps)
+        if arguments.released and not arguments.edit:
+            dummy = torch.stack([released_dummy(model, seed, start + k) for k in range(len(batch))])
+
+        def watch(step: Step) -> None:
+            bar(step)
+            recorded.append((step.t, step.gate))
+
+        pixels = generate_images(
+            model, batch, seed=seed, first=start, dummy_pixels=dummy, watch=watch,
+            sources=None if sources is None else [sources] * len(batch), **shared,
+        )
+        for k, (prompt, picture) in enumerate(zip(batch, pixels)):
+            path = output_path(arguments.out, prompt, seed, start + k)
+            if arguments.heatmaps:
+                times, gates = [t for t, _ in recorded], [gate[k] for _, gate in recorded]
+                about = (prompt, seed, shared)
+                save_png(draw_heatmaps(times, gates), path.with_name(f"{path.stem}-heatmaps.png"), *about)
+                save_png(draw_curve(intensities(gates)), path.with_name(f"{path.stem}-intensity.png"), *about)
+            save_png(to_picture(picture), path, prompt, seed, shared | {"index": start + k})
+            print(path, flush=True)
+
+
+def released_dummy(model: Cheers, seed: int, index: int) -> Tensor:
+    """The picture of noise that the released code puts before prompts without pictures, here with a seed: (3, S, S)."""
+    noise = np.random.default_rng([seed, index, 1]).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    return to_pixels(fit_inside(Image.fromarray(noise), model.config.siglip.image_size))
+
+
+def output_path(out: Path, prompt: str, seed: int, index: int) -> Path:
+    if out.suffix.lower() == ".png":
+        return out
+    words = "-".join("".join(c if c.isalnum() else " " for c in prompt.lower()).split())[:60] or "picture"
+    return out / f"{words}-{seed}-{index}.png"
+
+
+def talk(model: Cheers, arguments: argparse.Namespace, settings: dict, seed: int) -> None:
+    """Answers each prompt in turn, or what is typed; text streams, pictures are written where they arise."""
+    images = [open_picture(path) for path in arguments.image]
+    limits = dict(max_new_tokens=arguments.max_tokens, temperature=arguments.temperature, top_p=arguments.top_p)
+    messages, painted = [], 0
+    turns = arguments.prompts if arguments.chat else [" ".join(arguments.prompts)]
+    for prompt in turns or typed():
+        looks = f"{LOOK}\n" * (len(arguments.image) if not messages else 0)
+        messages.append({"role": "user", "content": looks + prompt})
+        answer, line_open = "", False
+        bar = Bar(settings["steps"])
+        for piece in converse(
+            model, messages, images, seed=seed, size=arguments.size, watch=bar, first=painted, **limits, **settings
+        ):
+            if isinstance(piece, str):
+                print(piece, end="", flush=True)
+                answer, line_open = answer + piece, not piece.endswith("\n")
+            else:
+                path = output_path(arguments.out, prompt, seed, painted)
+                save_png(piece, path, prompt, seed, settings | limits | {"index": painted})
+                print("\n" * line_open + str(path), flush=True)
+                answer, line_open, painted = answer + LOOK, False, painted + 1
+                images.append(piece)
+        print("\n" * line_open, end="", flush=True)
+        messages.append({"role": "assistant", "content": answer})
+
+
+def typed() -> Iterator[str]:
+    """Lines from the keyboard or a pipe, until end of file or an empty line."""
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+        if not line.strip():
+            return
+        yield line
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    device = torch.device(arguments.device) if arguments.device else best_device()
+    dtype = getattr(torch, arguments.dtype) if arguments.dtype else torch.float32 if device.type == "cpu" else None
+    model = Cheers.from_pretrained(arguments.model, device, dtype)
+    chosen = {name: getattr(arguments, name) for name in ("steps", "guidance", "shift")}
+    settings = defaults(model) | {name: value for name, value in chosen.items() if value is not None}
+    check_settings(**settings)
+    seed = secrets.randbits(32) if arguments.seed is None else arguments.seed
+    answers = arguments.chat or (arguments.image and not arguments.edit)
+    (talk if answers else paint_all)(model, arguments, settings, seed)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"sample.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nsample.py: interrupted; finished pictures are kept")

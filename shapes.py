@@ -1,16 +1,14 @@
 """The toy world: draws, describes, asks about, edits and scores simple scenes.
 
-A scene holds one to four flat shapes on a plain background, in one or two groups; the objects of a
-group share shape and colour ("two red circles above a blue square on a black background"). Because
-the world is so small, all that a multimodal model learns from can be made on the fly: pictures,
-prompts, questions with answers, editing pairs - and a scorer that looks at a generated picture and
-says, without any network, whether it shows what was asked for (in the spirit of GenEval).
+A scene holds one to four flat shapes on a plain background, in one or two groups; the objects of a group share shape
+and colour ("two red circles above a blue square on a black background"). All that a model learns from is made on the
+fly, and a generated picture is scored without any network: does it show what was asked for (as in GenEval)?
 
-Lengths and positions are fractions of the side of the square picture; x runs right, y down.
+Lengths and positions are fractions of the side of the square picture; x runs right, y down. `rng` is a NumPy Generator.
 """
 
 import re
-from collections import Counter
+from collections import Counter, namedtuple
 from dataclasses import dataclass, replace
 from itertools import permutations, product
 
@@ -23,7 +21,7 @@ COLORS = {"red": (220, 40, 40), "green": (40, 170, 70), "blue": (50, 90, 220),
 BACKGROUNDS = {"white": (245, 245, 245), "gray": (130, 130, 130), "black": (20, 20, 20)}
 # "A left of B": the direction in which A lies, seen from B.
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
-OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above", None: None}
 NUMBERS = ("one", "two", "three", "four")
 # Never shown in training: a model that can draw these pairs has learnt colour and shape separately.
 HELD_OUT = {("purple", "triangle"), ("orange", "star"), ("green", "circle"), ("yellow", "square")}
@@ -31,16 +29,7 @@ ALLOWED = [pair for pair in product(COLORS, SHAPES) if pair not in HELD_OUT]
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 
 
-# ---- scenes, and the prompts that ask for them ---------------------------------------------------
-
-@dataclass(frozen=True)
-class Object:
-    shape: str
-    color: str
-    x: float  # the centre of the bounding box
-    y: float
-    radius: float
-
+# ---- scenes, and the prompts that ask for them -----------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Group:
@@ -64,26 +53,24 @@ class Group:
 
 @dataclass(frozen=True)
 class Specification:
-    """What a prompt asks for: one or two groups, and maybe a relation (the first group lies
-    `relation` the second) and a background. `text` is the prompt."""
+    """What the prompt `text` asks for; with a relation, the first group lies `relation` the second."""
     groups: tuple[Group, ...]
     relation: str | None = None
     background: str | None = None
-
-    def __post_init__(self):
-        if not (len(self.groups) in (1, 2) and 1 <= sum(group.count for group in self.groups) <= 4):
-            raise ValueError("a specification has one or two groups and at most four objects")
-        if len({(group.color, group.shape) for group in self.groups}) < len(self.groups):
-            raise ValueError("two groups must differ in shape or colour")
-        if len({group.color is None for group in self.groups}) == 2:
-            raise ValueError("name the colours of both groups or of none")
-        if self.relation and len(self.groups) == 1:
-            raise ValueError("a relation needs two groups")
 
     @property
     def text(self):
         text = f" {self.relation or 'and'} ".join(group.text for group in self.groups)
         return text + (f" on a {self.background} background" if self.background else "")
+
+
+@dataclass(frozen=True)
+class Object:
+    shape: str
+    color: str
+    x: float  # the centre of the bounding box
+    y: float
+    radius: float
 
 
 @dataclass(frozen=True)
@@ -104,45 +91,39 @@ class Scene:
         return next((r for r in RELATIONS if len(centres) == 2 and clearly_related(*centres, r)), None)
 
 
-GROUP_PATTERN = rf"(an?|two|three|four) (?:({'|'.join(COLORS)}) )?({'|'.join(SHAPES)})s?"
-PROMPT_PATTERN = re.compile(rf"{GROUP_PATTERN}(?: (and|{'|'.join(RELATIONS)}) {GROUP_PATTERN})?"
-                            rf"(?: on a ({'|'.join(BACKGROUNDS)}) background)?")
+GROUPS = {group.text: group for group in (Group(*kind) for kind in product((1, 2, 3, 4), (None, *COLORS), SHAPES))}
+PROMPT_PATTERN = re.compile("({0})(?: (and|{1}) ({0}))?(?: on a ({2}) background)?".format(
+    *("|".join(options) for options in (GROUPS, RELATIONS, BACKGROUNDS))))
 
 
 def parse_prompt(text):
-    """The Specification that a prompt stands for; ValueError for text outside the grammar."""
+    """The Specification that a prompt (str) stands for; ValueError for text outside the grammar."""
     match = PROMPT_PATTERN.fullmatch(text)
     if match:
-        *first, link, number, color, shape, background = match.groups()
-        groups = tuple(Group(NUMBERS.index(n) + 1 if n in NUMBERS else 1, c, s)
-                       for n, c, s in (first, (number, color, shape)) if n)
-        specification = Specification(groups, link if link in RELATIONS else None, background)
-        if specification.text == text:  # the pattern alone lets "an circles" pass
-            return specification
+        first, link, second, background = match.groups()
+        groups = tuple(GROUPS[name] for name in (first, second) if name)
+        pairs = {(group.color, group.shape) for group in groups}
+        colors_agree = len({color is None for color, shape in pairs}) == 1  # all named or none
+        if len(pairs) == len(groups) and colors_agree and sum(group.count for group in groups) <= 4:
+            return Specification(groups, link if link in RELATIONS else None, background)
     raise ValueError(f"not a prompt of this world: {text!r}")
+
+
+# ---- making and drawing scenes ---------------------------------------------------------------------------------------
+
+# Radii (smallest, largest) for one to four objects. Each object keeps to its cell, a square of half side CELL * radius
+# into which every shape fits, so that an edit can swap shapes in place.
+RADII, CELL = ((0.20, 0.30), (0.16, 0.22), (0.14, 0.17), (0.12, 0.15)), 1.2
+MARGIN, GAP = 1 / 32, 2 / 32  # between a cell and the border of the picture, and between two cells
 
 
 def pick(rng, options):
     """One of the options, each as likely (rng.choice would turn them into numpy values)."""
-    options = list(options)
-    return options[rng.integers(len(options))]
-
-
-# ---- making scenes -------------------------------------------------------------------------------
-
-# Radii (smallest, largest) for one to four objects. Each object keeps to its cell, a square of half
-# side CELL * radius into which every shape fits, so that an edit can swap shapes in place.
-RADII = ((0.20, 0.30), (0.16, 0.22), (0.14, 0.17), (0.12, 0.15))
-CELL = 1.2
-MARGIN = 1 / 32  # between a cell and the border of the picture: one pixel at 32 x 32
-GAP = 2 / 32     # between two cells
+    return list(options)[rng.integers(len(options))]
 
 
 def clearly_related(first, second, relation):
-    """Whether all of `first` lies on that side of all of `second`, and mostly along that axis.
-
-    first (..., n, 2) and second (..., m, 2) are centres; returns (...) booleans.
-    """
+    """(...) booleans: do centres `first` (..., n, 2) all lie on that side of `second` (..., m, 2), mostly along it?"""
     direction = np.array(RELATIONS[relation])
     apart = (first @ direction).min(-1) - (second @ direction).max(-1) >= 0.1
     offset = first.mean(-2) - second.mean(-2)
@@ -150,11 +131,10 @@ def clearly_related(first, second, relation):
 
 
 def place(counts, relation, rng):
-    """Centres (n, 2) and radii (n,) for n = sum(counts) objects: apart, inside, and as related."""
+    """Lists of centres (n, 2) and radii (n,) for n = sum(counts) objects: apart, inside, and as related."""
     radii = rng.uniform(*RADII[sum(counts) - 1], sum(counts))
     one, other = np.triu_indices(len(radii), 1)
-    while True:
-        # Rejection sampling: of many random layouts, the first that meets all conditions is taken.
+    while True:  # of 64 random layouts take the first that meets all conditions
         layouts = rng.random((64, len(radii), 2))
         if relation:  # sorted along the axis, so that the first group is on its side to begin with
             order = np.argsort(-(layouts @ np.array(RELATIONS[relation])), axis=1)
@@ -171,78 +151,63 @@ def place(counts, relation, rng):
 
 
 def compose(specification, rng):
-    """A random Scene that satisfies the specification.
-
-    What it leaves open (colours, background, places, sizes) is drawn at random; a held-out pair
-    appears only where the specification names it.
-    """
+    """A random Scene that satisfies the specification; a held-out pair appears only where that names it."""
     groups = [replace(g, color=g.color or pick(rng, [c for c, s in ALLOWED if s == g.shape]))
               for g in specification.groups]
-    kinds = [group for group in groups for _ in range(group.count)]
     positions, radii = place([group.count for group in groups], specification.relation, rng)
-    return Scene(tuple(Object(kind.shape, kind.color, *position, radius)
-                       for kind, position, radius in zip(kinds, positions, radii)),
-                 specification.background or pick(rng, BACKGROUNDS))
+    kinds = [(group.shape, group.color) for group in groups for _ in range(group.count)]
+    objects = tuple(Object(*kind, *position, radius) for kind, position, radius in zip(kinds, positions, radii))
+    return Scene(objects, specification.background or pick(rng, BACKGROUNDS))
 
 
 def random_scene(rng, max_objects=4, held_out=False):
-    """A random Scene of one to max_objects (at most 4) objects.
-
-    With held_out one group is a held-out pair; without it none is.
-    """
+    """A random Scene of 1 to max_objects (at most 4) objects; with held_out one group is a held-out pair, else none."""
     weights = np.array([0.25, 0.35, 0.2, 0.2])[:max_objects]
     total = int(rng.choice(len(weights), p=weights / weights.sum())) + 1
     pairs, counts, relation = [pick(rng, sorted(HELD_OUT) if held_out else ALLOWED)], [total], None
     if total > 1 and rng.random() < 0.6:
         pairs.insert(rng.integers(2), pick(rng, [pair for pair in ALLOWED if pair not in pairs]))
-        counts = [int(rng.integers(1, total))]
-        counts.append(total - counts[0])
+        first = int(rng.integers(1, total))
+        counts = [first, total - first]
         relation = pick(rng, RELATIONS) if rng.random() < 0.5 else None
     return compose(Specification(tuple(Group(n, *pair) for n, pair in zip(counts, pairs)), relation), rng)
 
 
-# ---- drawing -------------------------------------------------------------------------------------
-
-def unit_outline(shape):
-    """The shape's corners (n, 2) at radius 1, its bounding box centred on the origin."""
-    # Sizes that make the four look equally large: a star is thin, a square is full.
-    corners, size = {"circle": (64, 0.98), "square": (4, 1.18), "triangle": (3, 1.3), "star": (10, 1.25)}[shape]
-    angles = 2 * np.pi * (np.arange(corners) + (0.5 if shape == "square" else 0)) / corners
-    sizes = np.where(np.arange(corners) % 2, 0.45 * size, size) if shape == "star" else size
+def outline(corners, size, turn=0, inner=1):
+    """Corners (n, 2) of a regular polygon, every other one nearer (`inner`), its bounding box centred on the origin."""
+    angles = 2 * np.pi * (np.arange(corners) + turn) / corners
+    sizes = np.where(np.arange(corners) % 2, inner * size, size)
     points = np.stack([sizes * np.sin(angles), -sizes * np.cos(angles)], axis=-1)
     return points - (points.min(0) + points.max(0)) / 2
 
 
-OUTLINES = {shape: unit_outline(shape) for shape in SHAPES}
-OVERSAMPLING = 8
+# At radius 1, in sizes that make the four look equally large: a star is thin, a square is full.
+OUTLINES = {"circle": outline(64, 0.98), "square": outline(4, 1.18, turn=0.5), "triangle": outline(3, 1.3),
+            "star": outline(10, 1.25, inner=0.45)}
 
 
 def paint(objects, background, side):
-    """A PIL picture of (shape, x, y, radius, ink) objects; inks are RGB triples or grey levels,
-    0 to 255. Drawn large and averaged down, so that an edge pixel mixes by the area covered."""
-    scale = side * OVERSAMPLING
+    """A PIL picture of (shape, x, y, radius, ink) objects; inks are RGB triples or grey levels, 0 to 255."""
+    scale = 8 * side  # drawn large and averaged down, so that an edge pixel mixes by the area covered
     picture = Image.new("RGB" if isinstance(background, tuple) else "L", (scale, scale), background)
     pen = ImageDraw.Draw(picture)
     for shape, x, y, radius, ink in objects:
         points = (OUTLINES[shape] * radius + (x, y)) * scale - 0.5  # Pillow counts from pixel centres
         pen.polygon(points.ravel().tolist(), fill=ink)
-    return picture.reduce(OVERSAMPLING)
+    return picture.reduce(8)
 
 
 def draw(scene, side=32):
     """The scene as a PIL picture, RGB, side x side pixels."""
-    return paint([(o.shape, o.x, o.y, o.radius, COLORS[o.color]) for o in scene.objects],
-                 BACKGROUNDS[scene.background], side)
+    objects = [(o.shape, o.x, o.y, o.radius, COLORS[o.color]) for o in scene.objects]
+    return paint(objects, BACKGROUNDS[scene.background], side)
 
 
-# ---- describing, asking, editing -----------------------------------------------------------------
+# ---- describing, asking, editing -------------------------------------------------------------------------------------
 
 def describe(scene):
-    """The one full caption: counts, colours, the relation where it is clear, and the background.
-
-    It depends on nothing that the picture does not show: of two groups the left or upper one comes
-    first, or where neither is clear, the one earlier in SHAPES, then in COLORS.
-    """
+    """The one full caption (str). It depends on nothing that the picture does not show: of two groups the left or upper
+    one comes first, or where neither is clear, the one earlier in SHAPES, then in COLORS."""
     groups, relation = scene.groups, scene.relation
     if relation in ("right of", "below"):
         groups, relation = groups[::-1], OPPOSITE[relation]
@@ -252,14 +217,14 @@ def describe(scene):
 
 
 def caption(scene, rng):
-    """A true caption in the prompts' grammar that names a random part of what there is to see."""
+    """A true caption (str) in the prompts' grammar that names a random part of what there is to see."""
     groups, relation = scene.groups, scene.relation
     if len(groups) == 2 and rng.random() < 0.5:
-        groups, relation = groups[::-1], OPPOSITE.get(relation)
+        groups, relation = groups[::-1], OPPOSITE[relation]
     if rng.random() < 0.4 and len({g.shape for g in groups}) == len(groups):
         groups = tuple(replace(g, color=None) for g in groups)
-    return Specification(groups, relation if rng.random() < 0.6 else None,
-                         scene.background if rng.random() < 0.3 else None).text
+    relation = relation if rng.random() < 0.6 else None
+    return Specification(groups, relation, scene.background if rng.random() < 0.3 else None).text
 
 
 def is_there(scene, rng):
@@ -267,177 +232,143 @@ def is_there(scene, rng):
     present = [(g.color, g.shape) for g in scene.groups]
     colors, shapes = zip(*present)
     with_color, answer, hard = rng.random(3) < 0.5
-    options = present if answer else [
-        (c, s) for c, s in ALLOWED if s not in shapes or with_color and (c, s) not in present]
-    if with_color and hard and not answer:  # the scene has the colour or the shape, but not together
-        options = [(c, s) for c, s in options if c in colors or s in shapes]
-    color, shape = pick(rng, options)
+    absent = [(c, s) for c, s in ALLOWED if s not in shapes or with_color and (c, s) not in present]
+    if with_color and hard:  # the scene has the colour or the shape, but not together
+        absent = [(c, s) for c, s in absent if c in colors or s in shapes]
+    color, shape = pick(rng, present if answer else absent)
     return f"Is there {Group(1, color if with_color else None, shape).text}?", "yes" if answer else "no"
 
 
-def question(scene, rng):
-    """(question, answer) about the scene: a random form that has just one right answer here.
-
-    Half of the yes/no questions have the answer yes. Held-out pairs are named only if present.
-    """
+def pick_group(scene, rng):
+    """(first, last, relation, alone): the scene's groups, a random one first (with one group, first is last); how first
+    clearly lies to last, or None; and whether its shape alone tells first from last."""
     groups, relation = scene.groups, scene.relation
-    group = pick(rng, groups)
-    verb = "is" if group.count == 1 else "are"
-    same_shape = [g for g in groups if g.shape == group.shape]
+    if pick(rng, groups) != groups[0]:
+        groups, relation = groups[::-1], OPPOSITE[relation]
+    return groups[0], groups[-1], relation, len({g.shape for g in groups}) == len(groups)
+
+
+def question(scene, rng):
+    """(question, answer) about the scene, both str: a random form that has just one right answer here, yes as often as
+    no. Held-out pairs are named only if present."""
+    group, other, relation, alone = pick_group(scene, rng)
+    verb, same_shape = "is" if group.count == 1 else "are", sum(o.shape == group.shape for o in scene.objects)
     number, things = pick(rng, [(group.count, f"{group.color} {group.shape}s"), (len(scene.objects), "shapes"),
-                                (sum(g.count for g in same_shape), group.shape + "s")])
-    forms = [(f"How many {things} are there?", NUMBERS[number - 1]), is_there(scene, rng), is_there(scene, rng),
-             ("What color is the background?", scene.background), ("Describe the image.", describe(scene))]
-    if len(same_shape) == 1:
-        forms.append((f"What color {verb} the {replace(group, color=None).noun}?", group.color))
-    if sum(g.color == group.color for g in groups) == 1:
-        forms.append((f"What shape is {group.color}?", group.shape))
-    if len(same_shape) == len(groups):
-        forms.append(("What shape is in the image?", group.shape))
+                                (same_shape, f"{group.shape}s")])
+    forms = [  # whether it has one right answer, question, answer
+        (True, f"How many {things} are there?", NUMBERS[number - 1]),
+        (True, *is_there(scene, rng)),
+        (True, *is_there(scene, rng)),
+        (True, "What color is the background?", scene.background),
+        (True, "Describe the image.", describe(scene)),
+        (alone, f"What color {verb} the {replace(group, color=None).noun}?", group.color),
+        (group is other or group.color != other.color, f"What shape is {group.color}?", group.shape),
+        (group.shape == other.shape, "What shape is in the image?", group.shape)]
     if relation:
-        other = groups[group is groups[0]]
-        where = relation if group is groups[0] else OPPOSITE[relation]
-        asked, answer = pick(rng, [(where, "yes"), (OPPOSITE[where], "no")])
-        forms += 2 * [(f"What {verb} {where} the {other.noun}?", group.text)]
-        forms.append((f"{verb.capitalize()} the {group.noun} {asked} the {other.noun}?", answer))
-    return pick(rng, forms)
+        asked, answer = pick(rng, [(relation, "yes"), (OPPOSITE[relation], "no")])
+        forms += 2 * [(True, f"What {verb} {relation} the {other.noun}?", group.text)]
+        forms.append((True, f"{verb.capitalize()} the {group.noun} {asked} the {other.noun}?", answer))
+    return pick(rng, [(text, answer) for possible, text, answer in forms if possible])
 
 
 def edit(scene, rng):
-    """(instruction, edited Scene): recolour, replace or remove one group, or change the background.
-
-    Untouched objects stay exactly as they are; the result holds no held-out pair.
-    """
-    groups = scene.groups
-    group = pick(rng, [g for g in groups if (g.color, g.shape) in HELD_OUT] or groups)
+    """(instruction, edited Scene): one group is recoloured, replaced or removed, or the background changed; all else
+    stays exactly as it is. The result holds no held-out pair."""
+    group = pick(rng, [g for g in scene.groups if (g.color, g.shape) in HELD_OUT] or scene.groups)
     # The colour may go unsaid where the shape alone leaves no doubt.
-    short = sum(g.shape == group.shape for g in groups) == 1 and rng.random() < 0.5
-    name = "the " + (replace(group, color=None) if short else group).noun
+    short = sum(g.shape == group.shape for g in scene.groups) == 1 and rng.random() < 0.5
+    name = "the " + replace(group, color=None if short else group.color).noun
 
     def changed(**changes):
         return replace(scene, objects=tuple(replace(o, **changes) if group.fits(o) else o for o in scene.objects))
 
-    kinds = [[(f"Change the background to {background}.", replace(scene, background=background))
-              for background in BACKGROUNDS if background != scene.background],
-             [(f"Make {name} {color}.", changed(color=color)) for color in COLORS if color != group.color],
-             [(f"Replace {name} with {'a ' + shape if group.count == 1 else shape + 's'}.", changed(shape=shape))
-              for shape in SHAPES if shape != group.shape],
-             [(f"Remove {name}.", replace(scene, objects=tuple(o for o in scene.objects if not group.fits(o))))
-              for _ in groups[1:]]]  # only if there is another group to stay
-    kinds = [[(text, result) for text, result in kind
-              if not any((g.color, g.shape) in HELD_OUT for g in result.groups)] for kind in kinds]
+    rest = tuple(o for o in scene.objects if not group.fits(o))
+    kinds = [[(f"Change the background to {b}.", replace(scene, background=b)) for b in BACKGROUNDS],
+             [(f"Make {name} {color}.", changed(color=color)) for color in COLORS],
+             [(f"Replace {name} with {'a ' + s if group.count == 1 else s + 's'}.", changed(shape=s)) for s in SHAPES],
+             [(f"Remove {name}.", replace(scene, objects=rest))]]
+    # Something must change and something must be left, but nothing that is held out.
+    kinds = [[(text, result) for text, result in kind if result.objects and result != scene
+              and not any((o.color, o.shape) in HELD_OUT for o in result.objects)] for kind in kinds]
     return pick(rng, pick(rng, [kind for kind in kinds if kind]))
 
 
 def sentence_and_picture(scene, rng):
-    """(instruction, sentence, new Scene): look at the scene, say what matters in it, then draw.
-
-    What the instruction leaves open is taken over from the scene (the background, and the colour
-    where only the number is asked for), so shape, colour, count and background are determined.
-    """
-    groups, relation = scene.groups, scene.relation
-    group = pick(rng, groups)
-    verb, plain = "is" if group.count == 1 else "are", replace(group, color=None)
-    there_are = f"There {verb} {NUMBERS[group.count - 1]}"
+    """(instruction, sentence, new Scene): look at the scene, say what matters in it, then draw. What the instruction
+    leaves open is taken over from the scene; only places and sizes are random."""
+    group, other, relation, alone = pick_group(scene, rng)
     color, shape = pick(rng, [pair for pair in ALLOWED if pair[1] != group.shape])
     same_color = pick(rng, [s for s in SHAPES if s != group.shape and (group.color, s) in ALLOWED])
-    forms = [(f"Draw as many {color} {shape}s as there are {group.color} {group.shape}s.",
-              f"{there_are} {group.noun}.", Group(group.count, color, shape))]
-    if sum(g.shape == group.shape for g in groups) == 1:
-        forms.append((f"Draw a {same_color} in the color of the {plain.noun}.",
-                      f"The {plain.noun} {verb} {group.color}.", Group(1, group.color, same_color)))
-    if len(groups) == 1:
-        forms.append((f"Draw the same number of {same_color}s.",
-                      f"{there_are} {plain.noun}.", Group(group.count, group.color, same_color)))
-    if relation and (group.color, group.shape) in ALLOWED:
-        first = group is groups[0]
-        where = f"{relation if first else OPPOSITE[relation]} the {groups[first].noun}"
-        forms.append((f"Draw only what is {where}.", f"{group.text.capitalize()} {verb} {where}.", group))
-    instruction, sentence, wanted = pick(rng, forms)
+    verb, plain = "is" if group.count == 1 else "are", replace(group, color=None).noun
+    there_are, where = f"There {verb} {NUMBERS[group.count - 1]}", f"{relation} the {other.noun}"
+    forms = [  # whether it makes sense, instruction, sentence, what to draw
+        (True, f"Draw as many {color} {shape}s as there are {group.color} {group.shape}s.",
+         f"{there_are} {group.noun}.", Group(group.count, color, shape)),
+        (alone, f"Draw a {same_color} in the color of the {plain}.",
+         f"The {plain} {verb} {group.color}.", Group(1, group.color, same_color)),
+        (group is other, f"Draw the same number of {same_color}s.",
+         f"{there_are} {plain}.", Group(group.count, group.color, same_color)),
+        (relation and (group.color, group.shape) in ALLOWED, f"Draw only what is {where}.",
+         f"{group.text.capitalize()} {verb} {where}.", group)]
+    instruction, sentence, wanted = pick(rng, [form for possible, *form in forms if possible])
     return instruction, sentence, compose(Specification((wanted,), None, scene.background), rng)
 
 
-WORDS = ("zero",) + NUMBERS + ("five", "six", "seven", "eight")
+WORDS = ("zero", *NUMBERS, "five", "six", "seven", "eight")
 TEXT_QUESTIONS = (
     *((f"What is {WORDS[a]} plus {WORDS[b]}?", WORDS[a + b]) for a in range(1, 5) for b in range(1, 5)),
     *((f"What is {WORDS[a]} minus {WORDS[b]}?", WORDS[a - b]) for a in range(1, 5) for b in range(1, a + 1)),
     *((f"What number comes after {WORDS[a]}?", WORDS[a + 1]) for a in range(1, 5)),
-    *((f"How many corners does a {shape} have?", WORDS[n]) for n, shape in ((3, "triangle"), (4, "square"))),
-    *((f"Which shape has {WORDS[n]} sides?", shape) for n, shape in ((3, "triangle"), (4, "square"))),
+    ("How many corners does a triangle have?", "three"), ("How many corners does a square have?", "four"),
+    ("Which shape has three sides?", "triangle"), ("Which shape has four sides?", "square"),
     ("How many points does a star have?", "five"), ("Which shape has five points?", "star"),
     ("How many corners does a circle have?", "zero"), ("Which shape is round?", "circle"),
-    *((f"What is the opposite of {a}?", b) for a, b in (("left", "right"), ("right", "left"),
-      ("above", "below"), ("below", "above"), ("black", "white"), ("white", "black"))),
-    *((f"What color do {a} make?", b) for a, b in (("red and yellow", "orange"), ("red and blue", "purple"),
-      ("blue and yellow", "green"), ("black and white", "gray"))))
+    *((f"What is the opposite of {a}?", b) for pair in (("left", "right"), ("above", "below"), ("black", "white"))
+      for a, b in (pair, pair[::-1])),
+    ("What color do red and yellow make?", "orange"), ("What color do red and blue make?", "purple"),
+    ("What color do blue and yellow make?", "green"), ("What color do black and white make?", "gray"))
 
 
 def text_question(rng):
-    """(question, answer) that needs no picture."""
+    """(question, answer), both str, that needs no picture."""
     return pick(rng, TEXT_QUESTIONS)
 
 
 def task_prompts(task, count, rng, held_out=False):
-    """A list of `count` prompts (str) of one of the TASKS: GenEval's six in miniature.
-
-    With held_out (only for colors and color_attr) each prompt names a held-out pair, else none
-    does. Each distinct prompt comes as often as any other, give or take one, in random order.
-    """
-    if held_out and task not in ("colors", "color_attr"):
-        raise ValueError(f"{task} names no colours, so it has no held-out prompts")
-    plain = [Group(1, None, shape) for shape in SHAPES]
-    colored = [Group(1, *pair) for pair in product(COLORS, SHAPES)]
+    """A list of `count` prompts (str) of one of the TASKS, GenEval's six in miniature, in random order; each distinct
+    prompt comes as often as any other, give or take one. With held_out each names a held-out pair (ValueError where
+    the task names no colours), else none does."""
+    plain, colored = ([Group(1, *pair) for pair in product(colors, SHAPES)] for colors in ([None], COLORS))
     choices = {
-        "single_object": [(group,) for group in plain],
-        "two_object": list(permutations(plain, 2)),
-        "counting": [(replace(group, count=n),) for group in plain for n in (2, 3, 4)],
-        "colors": [(group,) for group in colored],
-        "position": list(permutations(plain, 2)),
-        "color_attr": [(a, b) for a, b in permutations(colored, 2) if a.color != b.color and a.shape != b.shape],
-    }[task]
-    prompts = [Specification(groups, relation).text for groups in choices
+        "single_object": product(plain), "two_object": permutations(plain, 2), "position": permutations(plain, 2),
+        "counting": ((replace(group, count=n),) for group in plain for n in (2, 3, 4)), "colors": product(colored),
+        "color_attr": ((a, b) for a, b in permutations(colored, 2) if a.color != b.color and a.shape != b.shape)}
+    prompts = [Specification(groups, relation).text for groups in choices[task]
                for relation in (RELATIONS if task == "position" else [None])
                if any((g.color, g.shape) in HELD_OUT for g in groups) == held_out]
+    if not prompts:
+        raise ValueError(f"{task} names no colours, so it has no held-out prompts")
     rounds = -(-count // len(prompts))
     return [prompts[i] for _ in range(rounds) for i in rng.permutation(len(prompts))][:count]
 
 
-# ---- scoring -------------------------------------------------------------------------------------
+# ---- scoring ---------------------------------------------------------------------------------------------------------
 
-@dataclass(frozen=True)
-class Found:
-    """An object found in a picture; shape and color are "unknown" where nothing fits well."""
-    shape: str
-    color: str
-    x: float
-    y: float
-    radius: float
-    nearest_shape: str  # the best of the four, fitting or not
-    misfit: float       # the area where object and ideal disagree, in areas of the object
-    ink: tuple          # the measured colour, RGB in [0, 1]
-
-
-@dataclass(frozen=True)
-class Score:
-    correct: bool
-    reason: str
-    outline_error: float  # nan where nothing was found
-
-
-CONTRAST = 0.2         # RGB distance that tells an object from the background (least, purple on gray: 0.37)
-SMALLEST_AREA = 0.005  # as a part of the picture; less is a stray speck (the smallest star has 0.029)
-COLOR_TOLERANCE = 0.22 # RGB distance beyond which a colour is not that of the palette
+# An object seen in a picture: shape and color are "unknown" where nothing fits well, nearest_shape is the best of the
+# four, misfit the area where that and the object differ (in areas of the object), ink the colour measured, 0 to 1.
+Found = namedtuple("Found", "shape color x y radius nearest_shape misfit ink")
+Score = namedtuple("Score", "correct reason outline_error")
+CONTRAST = 0.2          # RGB distance that tells an object from the background (least, purple on gray: 0.37)
+SMALLEST_AREA = 0.005   # as a part of the picture; less is a stray speck (the smallest star has 0.029)
+COLOR_TOLERANCE = 0.22  # RGB distance beyond which a colour is not that of the palette
 MISFIT_LIMIT = 0.25
 
 
 def to_array(picture):
-    """(side, side, 3) floats in [0, 1] from a picture: PIL, a uint8 array (side, side, 3), or a float
-    array or CPU tensor (3, side, side) in [0, 1]."""
+    """(side, side, 3) floats in [0, 1] from a square picture: PIL, a uint8 array (side, side, 3), or a float array or
+    CPU tensor (3, side, side) in [0, 1]."""
     array = np.asarray(picture.convert("RGB") if isinstance(picture, Image.Image) else picture)
-    array = array / 255 if array.dtype == np.uint8 else array.astype(float).transpose(1, 2, 0).clip(0, 1)
-    if array.shape != (len(array), len(array), 3):
-        raise ValueError(f"expected a square RGB picture, got {array.shape}")
-    return array
+    return array / 255 if array.dtype == np.uint8 else array.astype(float).transpose(1, 2, 0).clip(0, 1)
 
 
 def border_ink(array):
@@ -446,9 +377,9 @@ def border_ink(array):
 
 
 def nearest_color(ink, palette):
-    distances = {name: np.linalg.norm(np.array(rgb) / 255 - ink) for name, rgb in palette.items()}
-    name = min(distances, key=distances.get)
-    return name if distances[name] < COLOR_TOLERANCE else "unknown"
+    """The name of the palette's colour nearest to ink (3,), or "unknown"."""
+    distance, name = min((np.linalg.norm(np.array(rgb) / 255 - ink), name) for name, rgb in palette.items())
+    return name if distance < COLOR_TOLERANCE else "unknown"
 
 
 def rank_filter(array, kind):
@@ -458,13 +389,14 @@ def rank_filter(array, kind):
 
 def components(mask):
     """The connected components (diagonal contact counts) of a boolean mask, each as a mask."""
-    todo = set(zip(*(index.tolist() for index in np.nonzero(mask))))
+    todo = set(map(tuple, np.argwhere(mask).tolist()))
     while todo:
         stack, component = [todo.pop()], np.zeros_like(mask)
         while stack:
             row, column = stack.pop()
             component[row, column] = True
-            near = [(row + i, column + j) for i in (-1, 0, 1) for j in (-1, 0, 1) if (row + i, column + j) in todo]
+            around = product((row - 1, row, row + 1), (column - 1, column, column + 1))
+            near = [pixel for pixel in around if pixel in todo]
             todo.difference_update(near)
             stack += near
         yield component
@@ -476,16 +408,8 @@ def area_and_centroid(coverage):
     return coverage.mean(), np.array([coverage.sum(0) @ at, coverage.sum(1) @ at]) / coverage.sum()
 
 
-def steep(coverage):
-    """Coverage with its edges made twice as steep: what a slight blur and noise spoil is undone."""
-    return (2 * coverage - 0.5).clip(0, 1)
-
-
-def ideal_coverage(shape, x, y, radius, side):
-    return np.asarray(paint([(shape, x, y, radius, 255)], 0, side)) / 255
-
-
-UNIT = {shape: area_and_centroid(ideal_coverage(shape, 0.5, 0.5, 0.25, 128)) for shape in SHAPES}  # at radius 1/4
+# What these are for each shape at radius 1/4 in the middle of a picture.
+UNIT = {shape: area_and_centroid(np.asarray(paint([(shape, 0.5, 0.5, 0.25, 255)], 0, 128)) / 255) for shape in SHAPES}
 
 
 def examine(array, background, component):
@@ -507,12 +431,13 @@ def examine(array, background, component):
     for shape, (unit_area, unit_centroid) in UNIT.items():
         radius = 0.25 * float(np.sqrt(area / unit_area))
         x, y = (centroid - 4 * radius * (unit_centroid - 0.5)).tolist()
-        difference = np.abs(steep(ideal_coverage(shape, x, y, radius, len(array))) - steep(coverage))
+        ideal = np.asarray(paint([(shape, x, y, radius, 255)], 0, len(array))) / 255
+        # Edges are compared twice as steep: what a slight blur and noise spoil is undone.
+        difference = np.abs((2 * ideal - 0.5).clip(0, 1) - (2 * coverage - 0.5).clip(0, 1))
         fits.append((float(difference.sum() / coverage.sum()), shape, x, y, radius))
     misfit, shape, x, y, radius = min(fits)
-    return Found(shape if misfit < MISFIT_LIMIT else "unknown",
-                 "unknown" if two_colored else nearest_color(ink, COLORS),
-                 x, y, radius, shape, misfit, tuple(ink.tolist()))
+    color = "unknown" if two_colored else nearest_color(ink, COLORS)
+    return Found(shape if misfit < MISFIT_LIMIT else "unknown", color, x, y, radius, shape, misfit, tuple(ink.tolist()))
 
 
 def find_objects(picture):
@@ -522,20 +447,17 @@ def find_objects(picture):
     contrast = np.linalg.norm(array - background, axis=-1)
     # An edge, sharp or blurred, runs where the contrast falls to half of the strongest nearby.
     nearby = 2 * rank_filter(contrast / 2, ImageFilter.MaxFilter(5))
-    mask = contrast > np.maximum(CONTRAST, 0.5 * nearby)
-    return ([examine(array, background, component) for component in components(mask)
-             if component.mean() >= SMALLEST_AREA], nearest_color(background, BACKGROUNDS))
+    masks = components(contrast > np.maximum(CONTRAST, 0.5 * nearby))
+    found = [examine(array, background, mask) for mask in masks if mask.mean() >= SMALLEST_AREA]
+    return found, nearest_color(background, BACKGROUNDS)
 
 
 def outline_error(picture, found):
-    """Mean absolute difference, in [0, 1], between each found object and its ideal shape redrawn.
-
-    It is redrawn in the measured colours, so that a shade off costs nothing here, and compared over
-    its bounding box and a margin of 1/16 of the side. nan where nothing was found.
-    """
+    """Mean absolute difference, in [0, 1], between each Found and its ideal shape redrawn in the colours measured (so
+    that a shade off costs nothing), over its bounding box and a margin of 1/16; nan where nothing was found."""
     array = to_array(picture)
-    inks = [tuple(round(255 * value) for value in ink) for ink in [border_ink(array), *(f.ink for f in found)]]
-    ideal = paint([(f.nearest_shape, f.x, f.y, f.radius, ink) for f, ink in zip(found, inks[1:])], inks[0], len(array))
+    paper, *inks = (tuple(round(255 * value) for value in ink) for ink in (border_ink(array), *(f.ink for f in found)))
+    ideal = paint([(f.nearest_shape, f.x, f.y, f.radius, ink) for f, ink in zip(found, inks)], paper, len(array))
     difference = np.abs(array - np.asarray(ideal) / 255)
     errors = []
     for f in found:
@@ -547,24 +469,22 @@ def outline_error(picture, found):
 
 
 def score(picture, prompt):
-    """Score: does the picture show exactly what the prompt (str or Specification) asks for?
+    """Score: does the picture (as in to_array) show exactly what the prompt (str or Specification) asks for?
 
-    Strict: the named objects and no others, in number, shape and (where named) colour; the named
-    background; for a relation, as in GenEval, the step from the second group's centre to the first's
-    goes at least half its length in the named direction.
+    Strict: the named objects and no others, in number, shape and (where named) colour; the named background; for a
+    relation, as in GenEval, the step from the second group's centre to the first's goes at least half its length in
+    the named direction. ValueError for text that is no prompt.
     """
-    specification = parse_prompt(prompt) if isinstance(prompt, str) else prompt
+    asked = parse_prompt(prompt) if isinstance(prompt, str) else prompt
     found, background = find_objects(picture)
-    members = [[f for f in found if group.fits(f)] for group in specification.groups]
-    reasons = [f"not asked for: {f.color} {f.shape}" for f in found
-               if not any(group.fits(f) for group in specification.groups)]
-    reasons += [f"{len(there)} found of: {group.text}" for group, there in zip(specification.groups, members)
+    members = [[f for f in found if group.fits(f)] for group in asked.groups]
+    reasons = [f"not asked for: {f.color} {f.shape}" for f in found if not any(f in there for there in members)]
+    reasons += [f"{len(there)} found of: {group.text}" for group, there in zip(asked.groups, members)
                 if len(there) != group.count]
-    if specification.background not in (None, background):
+    if asked.background not in (None, background):
         reasons.append(f"background: {background}")
-    if specification.relation and all(members):
+    if asked.relation and all(members):
         first, second = (np.mean([(f.x, f.y) for f in there], axis=0) for there in members)
-        step = first - second
-        if step @ RELATIONS[specification.relation] < 0.5 * np.linalg.norm(step):
-            reasons.append(f"not {specification.relation}")
+        if (first - second) @ RELATIONS[asked.relation] < 0.5 * np.linalg.norm(first - second):
+            reasons.append(f"not {asked.relation}")
     return Score(not reasons, "; ".join(reasons) or "as asked", outline_error(picture, found))

@@ -79,7 +79,7 @@ def tiny_model() -> Cheers:
 class ToySteps(Dataset):
     """Item k is the batch of step k, a list of micro-batches of similar lengths so that little is padding."""
 
-    def __init__(self, steps: int, batch: int, seed: int, tokenizer: Tokenizer, config: CheersConfig, micro: int = 2):
+    def __init__(self, steps: int, batch: int, seed: int, tokenizer: Tokenizer, config: CheersConfig, micro: int = 1):
         self.steps, self.batch, self.seed, self.micro = steps, batch, seed, micro
         self.tokenizer, self.config = tokenizer, config
 
@@ -246,9 +246,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--init", help="checkpoint to start from: a folder or a hub name")
     parser.add_argument("--out", type=Path, default=Path("runs/tiny"))
-    parser.add_argument("--steps", type=int, default=20_000)
-    parser.add_argument("--vae-steps", type=int, default=4_000)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=18_000)
+    parser.add_argument("--vae-steps", type=int, default=3_000)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=1_000)
@@ -264,7 +264,7 @@ def main() -> None:
         model = Cheers.from_pretrained(args.init, device, torch.float32)
     else:
         model = tiny_model().to(device)
-        pictures = ToyPictures(args.batch, model.config.siglip.image_size, args.seed)
+        pictures = ToyPictures(2 * args.batch, model.config.siglip.image_size, args.seed)
         generator = torch.Generator().manual_seed(args.seed)
         step = lambda pixels: vae_step(model.vae, pixels.to(device), generator)
         fit("vae", model.vae, list(model.vae.parameters()), pictures, step, args.vae_steps, args)
