@@ -65,13 +65,13 @@ def test_wrong_missing_and_extra_objects_and_backgrounds_are_noticed():
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_blurred_merged_and_two_coloured_objects_are_not_right(shape):
-    red, blue = (Object(shape, color, 0.38, 0.5, 0.2) for color in ("red", "blue"))
-    for other in (red, blue):
+    red, yellow = (Object(shape, color, 0.38, 0.5, 0.2) for color in ("red", "yellow"))
+    for other in (red, yellow):
         merged = draw(Scene((red, replace(other, x=0.62)), "white"))
         assert not any(score(merged, p).correct for p in (f"a red {shape}", f"a {shape}", f"two red {shape}s"))
-    left, right = (np.asarray(draw(Scene((replace(o, x=0.5),), "black"))) for o in (red, blue))
-    halves = np.concatenate([left[:, :16], right[:, 16:]], axis=1)
-    assert not any(score(halves, f"a {color} {shape}").correct for color in ("red", "blue"))
+    left, right = (np.asarray(draw(Scene((replace(o, x=0.5),), "black"))) for o in (red, yellow))
+    mixed = np.concatenate([left[:, :15], right[:, 15:]], axis=1)  # neither colour is the object's
+    assert not any(score(mixed, f"a {color} {shape}").correct for color in ("red", "yellow"))
     blurred = draw(Scene((red,), "white")).filter(ImageFilter.GaussianBlur(8))
     assert not score(blurred, f"a red {shape}").correct
 
@@ -133,7 +133,6 @@ def select(scene, words):
 
 
 def lies(objects, relation, others):
-    """Judged on the objects alone, without the module's own notion of a relation."""
     axis, sign = {"left of": ("x", -1), "right of": ("x", 1), "above": ("y", -1), "below": ("y", 1)}[relation]
     return all(sign * (getattr(o, axis) - getattr(other, axis)) > 0 for o in objects for other in others)
 
