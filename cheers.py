@@ -131,8 +131,9 @@ class Projector(nn.Module):
         return self.mlp(pixel_unshuffle(self.norm(semantics), grid))  # (B, n, V) -> (B, n/4, 4V) -> (B, n/4, C)
 
     def initialise(self) -> None:
-        for linear in (self.mlp[0], self.mlp[2]):  # keeps the variance of the normalised semantics
-            nn.init.xavier_uniform_(linear.weight)
+        """Visual tokens start about as large as text embeddings, so that neither drowns the other in the language model."""
+        for linear, gain in ((self.mlp[0], 1.0), (self.mlp[2], 0.3)):
+            nn.init.xavier_uniform_(linear.weight, gain)
             nn.init.zeros_(linear.bias)
 
 

@@ -140,13 +140,12 @@ class Qwen(nn.Module):
         return F.linear(hidden, self.embed_tokens.weight)
 
     def initialise(self) -> None:
-        """GPT-2's rule: normal(0.02), the projections back into the residual stream smaller by sqrt(2·layers), so that
-        the stream's variance does not grow with depth. Needed only for training from nothing."""
-        residual = 0.02 / (2 * len(self.layers)) ** 0.5
-        nn.init.normal_(self.embed_tokens.weight, std=0.02)
-        for name, module in self.layers.named_modules():
+        """Every Linear keeps the variance of its normalised input: normal(1/√C). GPT-2's 0.02 is about the same at its widths,
+        but at the tiny model's it is so small that the optimizer's noise drowns the prompt. Only for training from nothing."""
+        nn.init.normal_(self.embed_tokens.weight, std=0.2)
+        for module in self.layers.modules():
             if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=residual if name.endswith(("o_proj", "down_proj")) else 0.02)
+                nn.init.normal_(module.weight, std=self.config.hidden_size**-0.5)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 

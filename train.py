@@ -86,7 +86,7 @@ class ToySteps(Dataset):
     def __getitem__(self, step: int) -> list[data.Batch]:
         # The world widens: one object, then two, then all four.
         progress = step / self.steps
-        objects = 1 if progress < 0.08 else 2 if progress < 0.35 else 4
+        objects = 1 if progress < 0.12 else 2 if progress < 0.45 else 4
         lines = range(step * self.batch, (step + 1) * self.batch)
         samples = [data.toy_sample(line, objects, self.seed, self.tokenizer, self.config) for line in lines]
         samples.sort(key=lambda sample: len(sample.ids))
@@ -246,7 +246,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--init", help="checkpoint to start from: a folder or a hub name")
     parser.add_argument("--out", type=Path, default=Path("runs/tiny"))
-    parser.add_argument("--steps", type=int, default=18_000)
+    parser.add_argument("--steps", type=int, default=12_000)
     parser.add_argument("--vae-steps", type=int, default=3_000)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float)
