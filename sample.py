@@ -64,23 +64,26 @@ class Prefix:
         return self.real.sum(1)
 
 
-def prefill(model: Cheers, rows: list[list[int]], visuals: list[Tensor], causal: int = 0) -> Prefix:
-    """Runs R prompts (ids, a placeholder per visual token) with their visual tokens (m', C), in order, through the LLM.
+def extend(
+    model: Cheers, prefix: Prefix | None, rows: list[list[int]], visuals: list[Tensor], causal: int = 0
+) -> Prefix:
+    """Runs R rows of ids (a placeholder per visual token) and their visual tokens (m', C), in order, through the language
+    model, after what it remembers.
 
     causal: so many tokens at the start are visual tokens without full attention (the release's dummy picture)."""
     lengths = torch.tensor([len(row) for row in rows], device=model.device)
     longest = int(lengths.max())
-    if longest > model.config.qwen.max_position_embeddings:
-        raise ValueError(
-            f"the prompt is too long: {longest} tokens, the model takes {model.config.qwen.max_position_embeddings}; shorten it"
-        )
-    padding = model.config.special.end_of_turn
-    ids = torch.tensor([row + [padding] * (longest - len(row)) for row in rows], device=model.device)
-    positions = torch.arange(longest, device=model.device).expand_as(ids)
-    is_image = model.is_image(ids) & (positions >= causal)
-    embeddings = model.embed(ids, torch.cat(visuals) if visuals else None)
-    hidden, past = model.qwen(embeddings, positions, attention_mask(is_image))
-    return Prefix(past, positions < lengths[:, None], hidden[torch.arange(len(rows)), lengths - 1])
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=model.device)
+    new = torch.arange(longest, device=model.device).expand_as(ids)                # (R, L)
+    mask, real, positions = attention_mask(model.is_image(ids) & (new >= causal)), new < lengths[:, None], new
+    if prefix:
+        mask = torch.cat([prefix.real[:, None, None].expand(-1, 1, longest, -1), mask], dim=-1)
+        real, positions = torch.cat([prefix.real, real], dim=1), prefix.lengths[:, None] + new
+    if real.shape[1] > (limit := model.config.qwen.max_position_embeddings):
+        raise ValueError(f"the prompt is too long: {real.shape[1]} tokens, the model takes {limit}; shorten it")
+    embeddings = model.embed(ids, torch.cat(visuals) if visuals else None)         # (R, L, C)
+    hidden, past = model.qwen(embeddings, positions, mask, prefix and prefix.past)
+    return Prefix(past, real, hidden[torch.arange(len(rows)), lengths - 1])
 
 
 @dataclass
@@ -125,18 +128,16 @@ def denoise(
 # ---- prompts and pictures --------------------------------------------------------------------------------------
 
 
-def defaults(model: Cheers) -> dict:
-    """steps, guidance, shift: the checkpoint's, else the published ones."""
-    return PUBLISHED | model.generation
-
-
-def check_settings(steps: int, guidance: float, shift: float) -> None:
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, not {steps}")
-    if not math.isfinite(guidance):
-        raise ValueError(f"guidance must be a finite number, not {guidance}")
-    if not (math.isfinite(shift) and shift > 0):
-        raise ValueError(f"shift must be a positive number, not {shift}")
+def complete(model: Cheers, **chosen: float | None) -> dict:
+    """steps, guidance and shift: as chosen, else the checkpoint's, else the published ones. Raises ValueError if impossible."""
+    settings = PUBLISHED | model.generation | {name: value for name, value in chosen.items() if value is not None}
+    if settings["steps"] < 1:
+        raise ValueError(f"steps must be at least 1, not {settings['steps']}")
+    if not math.isfinite(settings["guidance"]):
+        raise ValueError(f"guidance must be a finite number, not {settings['guidance']}")
+    if not 0 < settings["shift"] < math.inf:
+        raise ValueError(f"shift must be a positive number, not {settings['shift']}")
+    return settings
 
 
 def picture_size(model: Cheers, size: int | tuple[int, int] | None) -> tuple[int, int]:
@@ -217,8 +218,7 @@ def generate_images(
     grid: "exact" or "released" (`schedule`). dummy_pixels: (B, 3, S, S), the released code's random picture before prompts.
     watch: called with every `Step`.
     Raises ValueError for settings that cannot be."""
-    settings = defaults(model) | {k: v for k, v in dict(steps=steps, guidance=guidance, shift=shift).items() if v is not None}
-    check_settings(**settings)
+    settings = complete(model, steps=steps, guidance=guidance, shift=shift)
     steps, guidance, shift = settings["steps"], settings["guidance"], settings["shift"]
     if grid not in ("exact", "released"):
         raise ValueError(f'grid is "exact" or "released", not {grid!r}')
@@ -265,7 +265,7 @@ def generate_images(
     z = noise.to(model.device, torch.float32)
     if latents is not None:
         z = SOURCE_SHARE * latents + (1 - SOURCE_SHARE) * z
-    prefix = prefill(model, rows, [tokens for v in visuals for tokens in v], causal)
+    prefix = extend(model, None, rows, [tokens for v in visuals for tokens in v], causal)
     for step in denoise(model, prefix, z, guidance, *schedule(steps, shift, grid, start)):
         if watch:
             watch(step)
@@ -287,17 +287,6 @@ def choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Ge
     return int(order[torch.multinomial(probabilities, 1, generator=generator)])
 
 
-def advance(model: Cheers, prefix: Prefix, ids: list[int], visuals: list[Tensor]) -> Prefix:
-    """The prefix (of one row) longer by `ids` and their visual tokens."""
-    ids = torch.tensor([ids], device=model.device)
-    positions = prefix.lengths[:, None] + torch.arange(ids.shape[1], device=model.device)
-    before = torch.ones(1, 1, ids.shape[1], prefix.real.shape[1], dtype=torch.bool, device=model.device)
-    mask = torch.cat([before, attention_mask(model.is_image(ids))], dim=-1) if ids.shape[1] > 1 else None
-    embeddings = model.embed(ids, torch.cat(visuals) if visuals else None)
-    hidden, past = model.qwen(embeddings, positions, mask, prefix.past)
-    return Prefix(past, F.pad(prefix.real, (0, ids.shape[1]), value=True), hidden[:, -1])
-
-
 def stream(
     model: Cheers,
     ids: list[int],
@@ -315,7 +304,7 @@ def stream(
         raise ValueError("temperature must be at least 0, top_p in (0, 1], and the number of new tokens at least 1")
     special = model.config.special
     generator = torch.Generator().manual_seed(secrets.randbits(32) if seed is None else seed)
-    prefix = prefill(model, [ids], visuals)
+    prefix = extend(model, None, [ids], visuals)
     limit = model.config.qwen.max_position_embeddings
     for _ in range(min(max_new_tokens, limit - len(ids))):
         token = choose(model.qwen.logits(prefix.hidden)[0], temperature, top_p, generator)
@@ -330,7 +319,7 @@ def stream(
         else:
             yield token
         ids, visuals = ids + new, visuals + new_visuals
-        prefix = advance(model, prefix, new, new_visuals)
+        prefix = extend(model, prefix, [new], new_visuals)
 
 
 @torch.inference_mode()
@@ -371,8 +360,7 @@ def converse(
 ) -> Iterator[str | Picture]:
     """The assistant's next turn: yields pieces of text and pictures in the order they arise. An answer that opens
     `<im_start>` paints there, on all that was said before, and goes on; its k-th picture is fixed by (seed, first + k)."""
-    settings = defaults(model) | {k: v for k, v in dict(steps=steps, guidance=guidance, shift=shift).items() if v is not None}
-    check_settings(**settings)
+    settings = complete(model, steps=steps, guidance=guidance, shift=shift)
     seed = secrets.randbits(32) if seed is None else seed
     width, height = picture_size(model, size)
     visuals = look(model, stack_pictures(images, model.config.siglip.image_size))
@@ -384,7 +372,7 @@ def converse(
         z = seeded_noise(seed, painted, (model.config.vae.latent_channels, height // factor, width // factor))[None]
         painted += 1
         rows = [ids] if guidance == 1 else [ids, drop_text(ids, model.config)]
-        prefix = prefill(model, rows, visuals * len(rows))
+        prefix = extend(model, None, rows, visuals * len(rows))
         times = schedule(settings["steps"], settings["shift"])
         for step in denoise(model, prefix, z.to(model.device), guidance, *times):
             if watch:
@@ -427,19 +415,15 @@ def intensities(gates: list[Tensor]) -> list[float]:
     return ((means - means.min()) / (means.max() - means.min()).clamp(min=1e-12)).tolist()
 
 
-def draw_curve(values: list[float], size: tuple[int, int] = (480, 300)) -> Picture:
+def draw_curve(values: list[float], width: int = 480, height: int = 300, margin: int = 36) -> Picture:
     """A line through values in [0, 1], one per step."""
-    picture = Image.new("RGB", size, "white")
-    pen, (width, height), margin = ImageDraw.Draw(picture), size, 36
-    x = lambda i: margin + i * (width - 2 * margin) / max(len(values) - 1, 1)
-    y = lambda value: height - margin - value * (height - 2 * margin)
+    picture = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(picture)
     pen.rectangle((margin, margin, width - margin, height - margin), outline="gray")
-    pen.line([(x(i), y(value)) for i, value in enumerate(values)], fill=(220, 40, 40), width=2)
-    for text, where in (
-        ("gate intensity, normalised", (margin, 14)), ("1", (22, margin - 6)), ("0", (22, height - margin - 6)),
-        ("step 1", (margin, height - 26)), (f"step {len(values)}", (width - margin - 46, height - 26)),
-    ):
-        pen.text(where, text, fill="black")
+    across, up = (width - 2 * margin) / max(len(values) - 1, 1), height - 2 * margin
+    pen.line([(margin + i * across, height - margin - v * up) for i, v in enumerate(values)], fill=(220, 40, 40), width=2)
+    pen.text((margin, 14), "gate intensity, normalised to [0, 1]", fill="black")
+    pen.text((margin, height - 26), f"step 1 to {len(values)}", fill="black")
     return picture
 
 
@@ -613,9 +597,7 @@ def main() -> None:
     device = torch.device(arguments.device) if arguments.device else best_device()
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else torch.float32 if device.type == "cpu" else None
     model = Cheers.from_pretrained(arguments.model, device, dtype)
-    chosen = {name: getattr(arguments, name) for name in ("steps", "guidance", "shift")}
-    settings = defaults(model) | {name: value for name, value in chosen.items() if value is not None}
-    check_settings(**settings)
+    settings = complete(model, steps=arguments.steps, guidance=arguments.guidance, shift=arguments.shift)
     seed = secrets.randbits(32) if arguments.seed is None else arguments.seed
     answers = arguments.chat or (arguments.image and not arguments.edit)
     (talk if answers else paint_all)(model, arguments, settings, seed)

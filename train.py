@@ -15,7 +15,8 @@ import os
 import shutil
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ from cheers import Cheers, CheersConfig, SpecialTokens, best_device
 from qwen import SYSTEM, QwenConfig, Tokenizer, qwen_bpe
 from sample import generate_images
 from siglip import SigLIPConfig
-from vae import VAE, VAEConfig
+from vae import PATCH, VAE, VAEConfig
 
 # ---- the tiny model --------------------------------------------------------------------------------------------
 
@@ -95,25 +96,29 @@ class ToySteps(Dataset):
 
 
 class ToyPictures(Dataset):
-    """Item k is the batch of pictures of VAE step k, (B, 3, S, S)."""
+    """Item k is what VAE step k needs: pictures (B, 3, S, S), and the noise that samples their latents."""
 
-    def __init__(self, batch: int, side: int, seed: int):
-        self.batch, self.side, self.seed = batch, side, seed
+    def __init__(self, batch: int, config: CheersConfig, seed: int):
+        self.batch, self.config, self.seed = batch, config, seed
 
-    def __getitem__(self, step: int) -> Tensor:
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng([self.seed, 1, step])
-        pictures = [shapes.draw(shapes.random_scene(rng), self.side) for _ in range(self.batch)]
-        return torch.stack([data.to_pixels(picture) for picture in pictures])
+        side, vae = self.config.siglip.image_size, self.config.vae
+        pictures = [shapes.draw(shapes.random_scene(rng), side) for _ in range(self.batch)]
+        grid = PATCH * side // vae.factor
+        noise = rng.standard_normal((self.batch, vae.z_channels, grid, grid), dtype=np.float32)
+        return torch.stack([data.to_pixels(picture) for picture in pictures]), torch.from_numpy(noise)
 
 
 # ---- one step of each phase ------------------------------------------------------------------------------------
 
 
-def vae_step(vae: VAE, pixels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+def vae_step(vae: VAE, item: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
     """L1 + L2 reconstruction of sampled latents, and a small pull of the posterior towards N(0, 1)."""
+    device = vae.bn.running_mean.device
+    pixels, noise = (part.to(device) for part in item)
     mean, log_variance = vae.encoder(pixels).chunk(2, dim=1)
     log_variance = log_variance.float().clamp(-20, 10)
-    noise = torch.randn(mean.shape, generator=generator).to(mean.device)
     reconstruction = vae.decoder(mean + noise * torch.exp(0.5 * log_variance)).float()
     kl = 0.5 * (mean.float() ** 2 + log_variance.exp() - 1 - log_variance).mean()
     squared = F.mse_loss(reconstruction, pixels)
@@ -126,7 +131,8 @@ def vae_step(vae: VAE, pixels: Tensor, generator: torch.Generator) -> dict[str, 
 def measure_latents(vae: VAE, pictures: ToyPictures) -> None:
     """Stores mean and variance of every latent channel, so that latents are normalised from here on."""
     device = vae.bn.running_mean.device
-    latents = torch.cat([F.pixel_unshuffle(vae.encoder(pictures[1_000_000 + k].to(device)).chunk(2, 1)[0], 2) for k in range(32)])
+    means = [vae.encoder(pictures[1_000_000 + k][0].to(device)).chunk(2, dim=1)[0] for k in range(32)]  # unseen ones
+    latents = F.pixel_unshuffle(torch.cat(means), PATCH)
     vae.bn.running_mean.copy_(latents.mean(dim=(0, 2, 3)))
     vae.bn.running_var.copy_(latents.var(dim=(0, 2, 3)))
 
@@ -178,26 +184,26 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / steps))
 
 
-def save(out: Path, phase: str, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, keep: int) -> None:
+def save(out: Path, phase: str, step: int, keep: int, **parts) -> None:
     """A checkpoint is complete or invisible: written under another name, then renamed. The newest `keep` stay."""
     partial, folder = out / ".partial", out / f"{phase}-{step:07d}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, partial / "state.pt")
+    torch.save({name: part.state_dict() for name, part in parts.items()}, partial / "state.pt")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
     for old in sorted(out.glob(f"{phase}-*"))[:-keep]:
         shutil.rmtree(old)
 
 
-def resume(out: Path, phase: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Loads the newest checkpoint of a phase -> the step to go on with, 0 when there is none."""
+def resume(out: Path, phase: str, **parts) -> int:
+    """Loads the newest checkpoint of a phase into its parts -> the step to go on with, 0 when there is none."""
     folders = sorted(out.glob(f"{phase}-*"))
     if not folders:
         return 0
     state = torch.load(folders[-1] / "state.pt", map_location="cpu", weights_only=True)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
     return int(folders[-1].name.rpartition("-")[2])
 
 
@@ -206,11 +212,26 @@ def log_line(out: Path, line: dict) -> None:
         log.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in line.items()}) + "\n")
 
 
-def fit(phase: str, model: nn.Module, parameters: list[nn.Parameter], batches: Dataset, step_function, steps, args, watch=None):
+@contextmanager
+def compute(device: torch.device) -> Iterator[None]:
+    """bf16 compute with fp32 weights, where the hardware has it."""
+    if device.type != "cpu":
+        with torch.autocast(device.type, torch.bfloat16):
+            yield
+        return
+    capable = torch.cpu.get_capabilities()
+    fast = any(capable.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    # On CPUs the plain attention kernel has the faster backward at the tiny model's sizes.
+    with torch.autocast("cpu", torch.bfloat16, enabled=fast), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+def fit(phase: str, model: nn.Module, batches: Dataset, step_function: Callable, steps: int, args, watch=None) -> None:
     """Runs `step_function(item)`, which fills the gradients and returns what to log, for every item of `batches`."""
     peak = args.lr or {"vae": 2e-3, "cheers": 1e-3}[phase]
+    parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True)
-    start = resume(args.out, phase, model, optimizer)
+    start = resume(args.out, phase, model=model, optimizer=optimizer)
     loader = DataLoader(batches, batch_size=None, sampler=range(start, steps), num_workers=1, prefetch_factor=8)
     bar = tqdm(loader, phase, initial=start, total=steps, smoothing=0.05, dynamic_ncols=True)
     sums, count, since = {}, 0, time.monotonic()
@@ -218,9 +239,7 @@ def fit(phase: str, model: nn.Module, parameters: list[nn.Parameter], batches: D
     for step, item in enumerate(bar, start):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, peak)
-        # bf16 compute, fp32 weights. On CPUs, the plain attention kernel has the faster backward at these sizes.
-        on_cpu = device.type == "cpu"
-        with torch.autocast(device.type, torch.bfloat16), sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext():
+        with compute(device):
             logged = step_function(item)
         norm = nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -237,52 +256,60 @@ def fit(phase: str, model: nn.Module, parameters: list[nn.Parameter], batches: D
             bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()})
             sums, count, since = {}, 0, time.monotonic()
         if done % args.save_every == 0 or done == steps:
-            save(args.out, phase, done, model, optimizer, args.keep)
+            save(args.out, phase, done, args.keep, model=model, optimizer=optimizer)
             if watch:
                 log_line(args.out, {"phase": phase, "step": done} | watch(done))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--init", help="checkpoint to start from: a folder or a hub name")
-    parser.add_argument("--out", type=Path, default=Path("runs/tiny"))
-    parser.add_argument("--steps", type=int, default=12_000)
-    parser.add_argument("--vae-steps", type=int, default=3_000)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--lr", type=float)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save-every", type=int, default=1_000)
-    parser.add_argument("--log-every", type=int, default=100)
-    parser.add_argument("--compile", action="store_true", help="torch.compile the transformer blocks; needs a C++ compiler")
-    parser.add_argument("--keep", type=int, default=2)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--init", metavar="NAME|FOLDER", help="checkpoint to train further; the tiny model from nothing when left out")
+    add("--out", type=Path, default=Path("runs/tiny"), metavar="DIR", help="a run that is there already goes on")
+    add("--steps", type=int, default=12_000)
+    add("--vae-steps", type=int, default=3_000, help="steps of the VAE, before everything else")
+    add("--batch", type=int, default=16, help="samples per step; the VAE takes twice as many pictures")
+    add("--lr", type=float, help="peak learning rate")
+    add("--seed", type=int, default=0)
+    add("--save-every", type=int, default=1_000, help="steps between checkpoints, each with a sample sheet")
+    add("--log-every", type=int, default=100)
+    add("--keep", type=int, default=2, help="checkpoints to keep")
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(args.seed)
+    for name in ("steps", "vae_steps", "batch", "save_every", "log_every", "keep"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if args.lr is not None and not 0 < args.lr < math.inf or args.seed < 0:
+        parser.error("--lr must be positive and --seed not negative")
     torch.set_flush_denormal(True)  # denormal numbers are many times slower on CPUs
+    torch.manual_seed(args.seed)
     device = best_device()
-    if args.init:
-        model = Cheers.from_pretrained(args.init, device, torch.float32)
-    else:
-        model = tiny_model().to(device)
-        pictures = ToyPictures(2 * args.batch, model.config.siglip.image_size, args.seed)
-        generator = torch.Generator().manual_seed(args.seed)
-        step = lambda pixels: vae_step(model.vae, pixels.to(device), generator)
-        fit("vae", model.vae, list(model.vae.parameters()), pictures, step, args.vae_steps, args)
-        model.vae.requires_grad_(False)
+    model = Cheers.from_pretrained(args.init, device, torch.float32) if args.init else tiny_model().to(device)
+    if model.tokenizer is None:
+        parser.error(f"{args.init} has no tokenizer; add tokenizer.json to it")
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"cannot write {args.out} ({error.strerror}); choose another --out")
+    if not args.init:
+        pictures = ToyPictures(2 * args.batch, model.config, args.seed)
+        fit("vae", model.vae, pictures, lambda item: vae_step(model.vae, item), args.vae_steps, args)
         measure_latents(model.vae, pictures)
-        model.pixel_decoder.load_state_dict({k: v for k, v in model.vae.state_dict().items() if not k.startswith("encoder.")})
+        model.pixel_decoder.load_state_dict(model.vae.state_dict(), strict=False)
     model.vae.requires_grad_(False)
     model.train()
-    if args.compile:
-        for block in [*model.siglip.encoder.layers, *model.qwen.layers, *model.head.stage_1.blocks, *model.head.stage_2.blocks]:
-            block.compile(dynamic=True)
     batches = ToySteps(args.steps, args.batch, args.seed, model.tokenizer, model.config)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    step = lambda item: cheers_step(model, item)
-    fit("cheers", model, parameters, batches, step, args.steps, args, lambda done: look(model, args.out, f"{done:07d}"))
+    watch = lambda step: look(model, args.out, f"{step:07d}")
+    fit("cheers", model, batches, lambda item: cheers_step(model, item), args.steps, args, watch)
     model.eval().to(torch.bfloat16).save_pretrained(args.out / "model")
     print(args.out / "model")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"train.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\ntrain.py: interrupted; the same command goes on from the last checkpoint")
