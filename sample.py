@@ -8,9 +8,11 @@ Shape letters: B pictures, R rows of the language model (2B with guidance), K pr
 """
 
 import argparse
+import itertools
 import json
 import math
 import os
+import re
 import secrets
 import sys
 from collections.abc import Callable, Iterator
@@ -48,6 +50,8 @@ def schedule(steps: int, shift: float, grid: str = "exact", start: float = 0.0) 
     t = shift * points / (1 + (shift - 1) * points)            # t̃ = αt / (1 + (α-1)t)
     if grid == "exact":
         return t[:-1], t.diff()
+    if grid != "released":
+        raise ValueError(f'grid is "exact" or "released", not {grid!r}')
     return t, torch.cat([t.diff(), torch.tensor([1 / steps])])
 
 
@@ -154,11 +158,11 @@ def seeded_noise(seed: int, index: int, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(np.random.default_rng([seed, index]).standard_normal(shape, dtype=np.float32))
 
 
-def stack_pictures(pictures: list[Picture] | Tensor | None, side: int) -> list[Tensor]:
+def stack(pictures: list[Picture] | Tensor | None, side: int) -> list[Tensor]:
     """Pictures to look at -> pixels (3, S, S) each; a tensor (N, 3, H, W) in [0, 1] is taken as it is."""
-    if pictures is None:
-        return []
-    return list(pictures) if isinstance(pictures, Tensor) else [to_pixels(fit_inside(to_rgb(p), side)) for p in pictures]
+    if isinstance(pictures, Tensor):
+        return list(pictures)
+    return [to_pixels(fit_inside(to_rgb(picture), side)) for picture in pictures or []]
 
 
 def look(model: Cheers, pixels: list[Tensor]) -> list[Tensor]:
@@ -205,7 +209,7 @@ def generate_images(
     first: int = 0,
     watch: Callable[[Step], None] | None = None,
 ) -> Tensor:
-    """Paints one picture per prompt -> (B, 3, H, W) in [0, 1], float32.
+    """Paints one picture per prompt -> (B, 3, H, W) in [0, 1], float32. Raises ValueError for settings that cannot be.
 
     prompts: strings, lists of messages, or complete lists of ids ending in `<im_start>`.
     steps, guidance, shift: the checkpoint's defaults when left out; guidance 1 is the conditional model alone.
@@ -216,34 +220,25 @@ def generate_images(
     sources: pictures to edit, one per prompt (or a list per prompt, the first of which is edited). They stand in the
         conditional and the unconditional prompt, and the flow starts a tenth of the way towards the first.
     grid: "exact" or "released" (`schedule`). dummy_pixels: (B, 3, S, S), the released code's random picture before prompts.
-    watch: called with every `Step`.
-    Raises ValueError for settings that cannot be."""
+    watch: called with every `Step`."""
     settings = complete(model, steps=steps, guidance=guidance, shift=shift)
     steps, guidance, shift = settings["steps"], settings["guidance"], settings["shift"]
-    if grid not in ("exact", "released"):
-        raise ValueError(f'grid is "exact" or "released", not {grid!r}')
     width, height = picture_size(model, size)
-    factor, start = model.config.vae.factor, 0.0
-
-    visuals: list[list[Tensor]] = [[] for _ in prompts]
-    latents = None
+    shape = (model.config.vae.latent_channels, height // model.config.vae.factor, width // model.config.vae.factor)
+    start, z_source, visuals = 0.0, None, [[] for _ in prompts]
     if sources is not None:
-        if len(sources) != len(prompts):
-            raise ValueError(f"there are {len(sources)} source pictures for {len(prompts)} prompts")
-        if not isinstance(sources, Tensor) and width != height:
-            raise ValueError("source pictures are padded to a square; edit at a square size")
         steps, start = int(0.9 * steps), SOURCE_SHARE
-        if not steps:
-            raise ValueError("editing needs at least 2 steps")
-        pixels = [
-            stack_pictures(s[None] if isinstance(s, Tensor) else s if isinstance(s, list) else [s], width) for s in sources
-        ]
+        if len(sources) != len(prompts) or width != height or steps < 1:
+            raise ValueError("editing needs a source picture for each prompt, a square size and at least 2 steps")
+        pixels = [stack(s[None] if isinstance(s, Tensor) else s if isinstance(s, list) else [s], width) for s in sources]
         visuals = [look(model, p) for p in pixels]
-        latents = torch.cat([model.encode_image(p[0][None]) for p in pixels]).float()
+        z_source = torch.cat([model.encode_image(p[0][None]) for p in pixels]).float()
+        shape = tuple(z_source.shape[1:])
+
     rows = [prompt_ids(model, p, v, painting=True) for p, v in zip(prompts, visuals)]
     if guidance != 1:
         rows += [
-            prompt_ids(model, negative, v, painting=True) if negative is not None else drop_text(row, model.config)
+            drop_text(row, model.config) if negative is None else prompt_ids(model, negative, v, painting=True)
             for row, v in zip(rows, visuals)
         ]
         visuals = visuals * 2
@@ -253,24 +248,20 @@ def generate_images(
         causal = len(dummies[0])
         rows = [[model.config.special.image] * causal + row for row in rows]
         visuals = [[dummy, *v] for dummy, v in zip(dummies, visuals)]
+    prefix = extend(model, None, rows, [tokens for v in visuals for tokens in v], causal)
 
-    shape = (model.config.vae.latent_channels, height // factor, width // factor)
-    if latents is not None:
-        shape = tuple(latents.shape[1:])
     if noise is None:
         seed = secrets.randbits(32) if seed is None else seed
         noise = torch.stack([seeded_noise(seed, first + k, shape) for k in range(len(prompts))])
     if tuple(noise.shape) != (len(prompts), *shape):
         raise ValueError(f"noise has shape {list(noise.shape)} instead of {[len(prompts), *shape]}")
-    z = noise.to(model.device, torch.float32)
-    if latents is not None:
-        z = SOURCE_SHARE * latents + (1 - SOURCE_SHARE) * z
-    prefix = extend(model, None, rows, [tokens for v in visuals for tokens in v], causal)
+    z = noise.to(model.device, torch.float32)                                      # (B, z', h, w)   z_0
+    if z_source is not None:
+        z = SOURCE_SHARE * z_source + (1 - SOURCE_SHARE) * z
     for step in denoise(model, prefix, z, guidance, *schedule(steps, shift, grid, start)):
         if watch:
             watch(step)
-        z = step.result
-    return model.decode_image(z).float().clamp(0, 1)
+    return model.decode_image(step.result).float().clamp(0, 1)                     # (B, 3, H, W)
 
 
 # ---- text, and answers with pictures ---------------------------------------------------------------------------
@@ -334,7 +325,7 @@ def generate_text(
     seed: int | None = None,
 ) -> str | list[int]:
     """Answers a prompt about pictures: text in, text out; ids in, ids out (the end of the turn not included)."""
-    visuals = look(model, stack_pictures(images, model.config.siglip.image_size))
+    visuals = look(model, stack(images, model.config.siglip.image_size))
     row = prompt_ids(model, prompt, visuals, painting=False)
     ids = list(stream(model, row, visuals, None, max_new_tokens, temperature, top_p, seed))
     raw = not isinstance(prompt, str) and all(isinstance(token, int) for token in prompt)
@@ -347,38 +338,35 @@ def converse(
     messages: list[dict[str, str]],
     images: list[Picture] | Tensor | None = None,
     *,
-    max_new_tokens: int = 512,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
     seed: int | None = None,
-    steps: int | None = None,
-    guidance: float | None = None,
-    shift: float | None = None,
     size: int | tuple[int, int] | None = None,
     first: int = 0,
     watch: Callable[[Step], None] | None = None,
+    max_new_tokens: int = 512,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    **painting: float | None,
 ) -> Iterator[str | Picture]:
     """The assistant's next turn: yields pieces of text and pictures in the order they arise. An answer that opens
-    `<im_start>` paints there, on all that was said before, and goes on; its k-th picture is fixed by (seed, first + k)."""
-    settings = complete(model, steps=steps, guidance=guidance, shift=shift)
+    `<im_start>` paints there, on all that was said before, and goes on; its k-th picture is fixed by (seed, first + k).
+
+    painting: steps, guidance, shift. Everything else is as in `generate_text` and `generate_images`."""
+    settings = complete(model, **painting)
     seed = secrets.randbits(32) if seed is None else seed
-    width, height = picture_size(model, size)
-    visuals = look(model, stack_pictures(images, model.config.siglip.image_size))
-    painted = first
+    (width, height), factor = picture_size(model, size), model.config.vae.factor
+    indices = itertools.count(first)
 
     def paint(ids: list[int], visuals: list[Tensor]) -> Tensor:
-        nonlocal painted
-        factor, guidance = model.config.vae.factor, settings["guidance"]
-        z = seeded_noise(seed, painted, (model.config.vae.latent_channels, height // factor, width // factor))[None]
-        painted += 1
-        rows = [ids] if guidance == 1 else [ids, drop_text(ids, model.config)]
+        z = seeded_noise(seed, next(indices), (model.config.vae.latent_channels, height // factor, width // factor))
+        rows = [ids] if settings["guidance"] == 1 else [ids, drop_text(ids, model.config)]
         prefix = extend(model, None, rows, visuals * len(rows))
         times = schedule(settings["steps"], settings["shift"])
-        for step in denoise(model, prefix, z.to(model.device), guidance, *times):
+        for step in denoise(model, prefix, z[None].to(model.device), settings["guidance"], *times):
             if watch:
                 watch(step)
         return step.result
 
+    visuals = look(model, stack(images, model.config.siglip.image_size))
     row = prompt_ids(model, messages, visuals, painting=False)
     decoder = DecodeStream(skip_special_tokens=True)  # holds back bytes that are not a character yet
     for piece in stream(model, row, visuals, paint, max_new_tokens, temperature, top_p, seed):
@@ -474,23 +462,20 @@ def parse_arguments() -> argparse.Namespace:
     add("--heatmaps", action="store_true", help="also write the gate's map at each step, and its intensity curve")
     add("--device", help="cpu, cuda, mps; the best there is by default")
     add("--dtype", choices=("float32", "bfloat16"), help="float32 on CPUs, else as stored")
-    arguments = parser.parse_args()
-    answers = arguments.chat or (arguments.image and not arguments.edit)
+    args = parser.parse_args()
+    args.answers = args.chat or bool(args.image) and not args.edit
+    painting_only = args.released or args.heatmaps or args.negative or args.num != 1
     for wrong, sentence in (
-        (arguments.edit and not arguments.image, "--edit needs the picture to change: add --image FILE"),
-        (arguments.edit and arguments.chat, "--edit and --chat exclude each other"),
-        (not arguments.prompts and not arguments.chat, "a PROMPT is missing, for example: a red circle"),
-        (answers and arguments.released, "--released is for painting and editing"),
-        (answers and arguments.heatmaps, "--heatmaps is for painting and editing"),
-        (answers and (arguments.num != 1 or arguments.negative), "--num and --negative are for painting and editing"),
-        (arguments.num < 1, "--num must be at least 1"),
-        (arguments.seed is not None and arguments.seed < 0, "--seed must not be negative"),
-        (arguments.out.suffix.lower() == ".png" and len(arguments.prompts) * arguments.num > 1,
-         "several pictures do not fit into one file; give a folder to --out"),
+        (args.edit and (args.chat or not args.image), "--edit needs the picture to change, --image FILE, and no --chat"),
+        (not args.prompts and not args.chat, "a PROMPT is missing, for example: a red circle"),
+        (args.answers and painting_only, "--released, --heatmaps, --negative and --num are for painting and editing"),
+        (args.num < 1, "--num must be at least 1"),
+        ((args.seed or 0) < 0, "--seed must not be negative"),
+        (is_file(args.out) and len(args.prompts) * args.num > 1, "several pictures do not fit into one file; give --out a folder"),
     ):
         if wrong:
             parser.error(sentence)
-    return arguments
+    return args
 
 
 class Bar:
@@ -507,36 +492,31 @@ class Bar:
             self.bar.close()
 
 
-def paint_all(model: Cheers, arguments: argparse.Namespace, settings: dict, seed: int) -> None:
+def paint_all(model: Cheers, args: argparse.Namespace, settings: dict, seed: int) -> None:
     """Every prompt `--num` times, in batches; prints the path of each picture."""
-    size = picture_size(model, arguments.size)
-    prompts = [prompt for prompt in arguments.prompts for _ in range(arguments.num)]
-    sources = [open_picture(path) for path in arguments.image] if arguments.edit else None
-    shared = settings | {"size": size, "grid": "released" if arguments.released else "exact", "negative": arguments.negative}
+    size = picture_size(model, args.size)
+    prompts = [prompt for prompt in args.prompts for _ in range(args.num)]
+    sources = [open_picture(path) for path in args.image]
+    shared = settings | {"size": size, "grid": "released" if args.released else "exact", "negative": args.negative}
     chunk = max(1, 4 * 512 * 512 // (size[0] * size[1]))  # four official pictures at once
-    steps = int(0.9 * settings["steps"]) if arguments.edit else settings["steps"]
     for start in range(0, len(prompts), chunk):
-        batch = prompts[start : start + chunk]
-        dummy, recorded, bar = None, [], Bar(steps)
-        if arguments.released and not arguments.edit:
+        batch, seen = prompts[start : start + chunk], []
+        dummy = None
+        if args.released and not args.edit:
             dummy = torch.stack([released_dummy(model, seed, start + k) for k in range(len(batch))])
-
-        def watch(step: Step) -> None:
-            bar(step)
-            recorded.append((step.t, step.gate))
-
+        bar = Bar(int(0.9 * settings["steps"]) if args.edit else settings["steps"])
         pixels = generate_images(
-            model, batch, seed=seed, first=start, dummy_pixels=dummy, watch=watch,
-            sources=None if sources is None else [sources] * len(batch), **shared,
+            model, batch, seed=seed, first=start, dummy_pixels=dummy, sources=[sources] * len(batch) if args.edit else None,
+            watch=lambda step: (bar(step), seen.append((step.t, step.gate))), **shared,
         )
         for k, (prompt, picture) in enumerate(zip(batch, pixels)):
-            path = output_path(arguments.out, prompt, seed, start + k)
-            if arguments.heatmaps:
-                times, gates = [t for t, _ in recorded], [gate[k] for _, gate in recorded]
-                about = (prompt, seed, shared)
-                save_png(draw_heatmaps(times, gates), path.with_name(f"{path.stem}-heatmaps.png"), *about)
+            path = output_path(args.out, prompt, seed, start + k)
+            about = (prompt, seed, shared | {"index": start + k})
+            if args.heatmaps:
+                gates = [gate[k] for _, gate in seen]
+                save_png(draw_heatmaps([t for t, _ in seen], gates), path.with_name(f"{path.stem}-heatmaps.png"), *about)
                 save_png(draw_curve(intensities(gates)), path.with_name(f"{path.stem}-intensity.png"), *about)
-            save_png(to_picture(picture), path, prompt, seed, shared | {"index": start + k})
+            save_png(to_picture(picture), path, *about)
             print(path, flush=True)
 
 
@@ -546,61 +526,55 @@ def released_dummy(model: Cheers, seed: int, index: int) -> Tensor:
     return to_pixels(fit_inside(Image.fromarray(noise), model.config.siglip.image_size))
 
 
+def is_file(out: Path) -> bool:
+    return out.suffix.lower() == ".png"
+
+
 def output_path(out: Path, prompt: str, seed: int, index: int) -> Path:
-    if out.suffix.lower() == ".png":
-        return out
-    words = "-".join("".join(c if c.isalnum() else " " for c in prompt.lower()).split())[:60] or "picture"
-    return out / f"{words}-{seed}-{index}.png"
+    words = "-".join(re.findall(r"\w+", prompt.lower()))[:60] or "picture"
+    return out if is_file(out) else out / f"{words}-{seed}-{index}.png"
 
 
-def talk(model: Cheers, arguments: argparse.Namespace, settings: dict, seed: int) -> None:
+def talk(model: Cheers, args: argparse.Namespace, settings: dict, seed: int) -> None:
     """Answers each prompt in turn, or what is typed; text streams, pictures are written where they arise."""
-    images = [open_picture(path) for path in arguments.image]
-    limits = dict(max_new_tokens=arguments.max_tokens, temperature=arguments.temperature, top_p=arguments.top_p)
-    messages, painted = [], 0
-    turns = arguments.prompts if arguments.chat else [" ".join(arguments.prompts)]
-    for prompt in turns or typed():
-        looks = f"{LOOK}\n" * (len(arguments.image) if not messages else 0)
+    images = [open_picture(path) for path in args.image]
+    limits = dict(max_new_tokens=args.max_tokens, temperature=args.temperature, top_p=args.top_p)
+    messages, painted, looks = [], 0, f"{LOOK}\n" * len(images)
+    turns = args.prompts if args.chat else [" ".join(args.prompts)]
+    for prompt in turns or iter(read_line, ""):
         messages.append({"role": "user", "content": looks + prompt})
-        answer, line_open = "", False
+        looks, answer, shown = "", "", "\n"
         bar = Bar(settings["steps"])
-        for piece in converse(
-            model, messages, images, seed=seed, size=arguments.size, watch=bar, first=painted, **limits, **settings
-        ):
+        for piece in converse(model, messages, images, seed=seed, size=args.size, first=painted, watch=bar, **limits, **settings):
             if isinstance(piece, str):
-                print(piece, end="", flush=True)
-                answer, line_open = answer + piece, not piece.endswith("\n")
+                answer += piece
             else:
-                path = output_path(arguments.out, prompt, seed, painted)
+                path = output_path(args.out, prompt, seed, painted)
                 save_png(piece, path, prompt, seed, settings | limits | {"index": painted})
-                print("\n" * line_open + str(path), flush=True)
-                answer, line_open, painted = answer + LOOK, False, painted + 1
-                images.append(piece)
-        print("\n" * line_open, end="", flush=True)
+                images, answer, painted = [*images, piece], answer + LOOK, painted + 1
+                piece = "\n" * (shown[-1] != "\n") + f"{path}\n"
+            print(piece, end="", flush=True)
+            shown = piece
+        print("\n" * (shown[-1] != "\n"), end="", flush=True)
         messages.append({"role": "assistant", "content": answer})
 
 
-def typed() -> Iterator[str]:
-    """Lines from the keyboard or a pipe, until end of file or an empty line."""
-    while True:
-        try:
-            line = input("> " if sys.stdin.isatty() else "")
-        except EOFError:
-            return
-        if not line.strip():
-            return
-        yield line
+def read_line() -> str:
+    """A line from the keyboard or a pipe; empty at its end."""
+    try:
+        return input("> " if sys.stdin.isatty() else "").strip()
+    except EOFError:
+        return ""
 
 
 def main() -> None:
-    arguments = parse_arguments()
-    device = torch.device(arguments.device) if arguments.device else best_device()
-    dtype = getattr(torch, arguments.dtype) if arguments.dtype else torch.float32 if device.type == "cpu" else None
-    model = Cheers.from_pretrained(arguments.model, device, dtype)
-    settings = complete(model, steps=arguments.steps, guidance=arguments.guidance, shift=arguments.shift)
-    seed = secrets.randbits(32) if arguments.seed is None else arguments.seed
-    answers = arguments.chat or (arguments.image and not arguments.edit)
-    (talk if answers else paint_all)(model, arguments, settings, seed)
+    args = parse_arguments()
+    device = torch.device(args.device) if args.device else best_device()
+    dtype = getattr(torch, args.dtype) if args.dtype else torch.float32 if device.type == "cpu" else None
+    model = Cheers.from_pretrained(args.model, device, dtype)
+    settings = complete(model, steps=args.steps, guidance=args.guidance, shift=args.shift)
+    seed = secrets.randbits(32) if args.seed is None else args.seed
+    (talk if args.answers else paint_all)(model, args, settings, seed)
 
 
 if __name__ == "__main__":
