@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from qwen import Attention, RMSNorm, SwiGLU, rotary_angles
 

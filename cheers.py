@@ -15,15 +15,14 @@ Shape letters: B rows, N pictures, L tokens, C width of the language model, V wi
 import json
 import os
 import re
-import shutil
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import save_torch_state_dict, snapshot_download
 from huggingface_hub.errors import HTTPError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -342,46 +341,34 @@ class Cheers(nn.Module):
                 if ours.startswith(here)
             }
             load_tensors(model, names, files, ignored, device, dtype)
+        model.projector = Projector(model.config.siglip.hidden_size, model.config.qwen.hidden_size)
+        model.head = CascadedHead(model.head.config)
         for part in (model.projector, model.head):
-            part.to_empty(device=device).to(dtype or torch.float32)
-            for module in part.modules():
-                if hasattr(module, "reset_parameters"):
-                    module.reset_parameters()
-                elif isinstance(getattr(module, "weight", None), nn.Parameter):
-                    nn.init.ones_(module.weight)  # RMSNorm
             part.initialise()
+            part.to(device, dtype or model.dtype)
         model.tokenizer = Tokenizer.from_folder(qwen_folder)
         return model
 
     def save_pretrained(self, folder: str | Path, shard_bytes: int = 5_000_000_000) -> None:
-        """Writes the official layout. Each file gets its name only once it is complete."""
+        """Writes the official layout. Files get their names only once all of them are complete."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        shards, size = [{}], 0
-        for ours, tensor in [*self.state_dict().items(), ("lm_head.weight", self.qwen.embed_tokens.weight)]:
-            if size and size + tensor.nbytes > shard_bytes:
-                shards, size = [*shards, {}], 0
-            shards[-1][official_name(ours)] = tensor.detach()
-            size += tensor.nbytes
-        files = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-        files = files if len(files) > 1 else ["model.safetensors"]
-        stale = {path.name for path in folder.glob("model*.safetensors*")} - set(files)
-        for file, shard in zip(files, shards):
-            tensors = {name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in shard.items()}
-            save_file(tensors, folder / f".{file}.partial", metadata={"format": "pt"})
-            os.replace(folder / f".{file}.partial", folder / file)
-        if len(files) > 1:
-            total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
-            weight_map = {name: file for file, shard in zip(files, shards) for name in shard}
-            write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-            stale.discard(INDEX)
-        write_json(folder / "config.json", self.config.to_json() | {"torch_dtype": str(self.dtype).removeprefix("torch.")})
-        if self.generation:
-            write_json(folder / "generation_config.json", self.generation)
-        if self.tokenizer:
-            self.tokenizer.save(folder)
-        for name in stale:  # an index or shards of an earlier save would be read first
-            (folder / name).unlink()
+        tensors = {official_name(name): tensor.detach() for name, tensor in self.state_dict().items()}
+        tensors["lm_head.weight"] = self.qwen.embed_tokens.weight.detach().clone()  # tied, and stored all the same
+        with TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
+            save_torch_state_dict(tensors, partial, max_shard_size=shard_bytes)
+            dtype = str(self.dtype).removeprefix("torch.")
+            write_json(Path(partial) / "config.json", self.config.to_json() | {"torch_dtype": dtype})
+            if self.generation:
+                write_json(Path(partial) / "generation_config.json", self.generation)
+            if self.tokenizer:
+                self.tokenizer.save(partial)
+            complete = {path.name for path in Path(partial).iterdir()}
+            for name in complete:
+                os.replace(Path(partial) / name, folder / name)
+        for path in folder.glob("model*.safetensors*"):
+            if path.name not in complete:  # an index or shards of an earlier save would be read first
+                path.unlink()
 
 
 # ---- checkpoints in the official layout ------------------------------------------------------------------------
@@ -410,7 +397,8 @@ RENAMES = (
 )
 # In official checkpoints and not used: SigLIP's pooling head, BatchNorm's counters, the second copy of the tied embedding.
 IGNORED = (
-    r"model\.vision_representation\.head\.(probe|attention\.in_proj_(weight|bias)|(attention\.out_proj|layernorm|mlp\.fc[12])\.(weight|bias))"
+    r"model\.vision_representation\.head\.(probe|attention\.in_proj_(weight|bias))"
+    r"|model\.vision_representation\.head\.(attention\.out_proj|layernorm|mlp\.fc[12])\.(weight|bias)"
     r"|model\.(vae_model|vae_decoder_projector)\.bn\.num_batches_tracked"
     r"|lm_head\.weight"
 )

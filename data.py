@@ -8,20 +8,22 @@ by (seed, source, epoch, line), so it depends neither on ranks nor on batches no
 Shape letters as in cheers.py.
 """
 
-import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import tokenizers
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
+from torch.utils.data import Dataset
 
 import shapes
 from cheers import IGNORE, Batch, CheersConfig
-from qwen import SYSTEM, Tokenizer
+from qwen import SYSTEM, Tokenizer, qwen_bpe
+from vae import PATCH
 
 LOOK = "<im_start><image><im_end>"
 PAINT = "<im_start><image_gen><im_end>"
@@ -93,6 +95,52 @@ def to_picture(pixels: Tensor) -> Image.Image:
     """(3, H, W) -> RGB picture, clamped to [0, 1]."""
     array = (pixels.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(array)
+
+
+def contact_sheet(pixels: Tensor, columns: int) -> Image.Image:
+    """(B, 3, H, W), B a multiple of `columns` -> all pictures in rows, three times as large."""
+    rows = [torch.cat(list(row), dim=2) for row in pixels.split(columns)]          # (3, H, columns·W) each
+    sheet = to_picture(torch.cat(rows, dim=1))
+    return sheet.resize((3 * sheet.width, 3 * sheet.height), Image.Resampling.NEAREST)
+
+
+# ---- tensors drawn: the gate's heat maps (Figure 5) -----------------------------------------------------------------------------
+
+
+def heat(values: np.ndarray) -> np.ndarray:
+    """Values in [0, 1] (…,) -> colours (…, 3) uint8: black, red, yellow, white."""
+    return (np.stack([3 * values, 3 * values - 1, 3 * values - 2], axis=-1).clip(0, 1) * 255).astype(np.uint8)
+
+
+def draw_heatmaps(times: list[float], gates: list[Tensor], tile: int = 96) -> Image.Image:
+    """Figure 5a: |G| at every position, one tile per step in reading order, t written below."""
+    maps = torch.stack(gates).abs().float().cpu().numpy()                          # (steps, h, w)
+    maps = (maps - maps.min()) / max(maps.max() - maps.min(), 1e-12)
+    columns = math.ceil(math.sqrt(len(maps)))
+    sheet = Image.new("RGB", (columns * (tile + 4), math.ceil(len(maps) / columns) * (tile + 16)), "white")
+    for i, (t, values) in enumerate(zip(times, maps)):
+        left, top = i % columns * (tile + 4), i // columns * (tile + 16)
+        sheet.paste(Image.fromarray(heat(values)).resize((tile, tile), Image.Resampling.NEAREST), (left, top))
+        ImageDraw.Draw(sheet).text((left, top + tile + 2), f"t = {t:.2f}", fill="black")
+    return sheet
+
+
+def intensities(gates: list[Tensor]) -> list[float]:
+    """Figure 5b: mean |G| of each step, normalised over the run to [0, 1]."""
+    means = torch.stack([gate.abs().float().mean() for gate in gates])
+    return ((means - means.min()) / (means.max() - means.min()).clamp(min=1e-12)).tolist()
+
+
+def draw_curve(values: list[float], width: int = 480, height: int = 300, margin: int = 36) -> Image.Image:
+    """A line through values in [0, 1], one per step."""
+    picture = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(picture)
+    pen.rectangle((margin, margin, width - margin, height - margin), outline="gray")
+    across, up = (width - 2 * margin) / max(len(values) - 1, 1), height - 2 * margin
+    pen.line([(margin + i * across, height - margin - v * up) for i, v in enumerate(values)], fill=(220, 40, 40), width=2)
+    pen.text((margin, 14), "gate intensity, normalised to [0, 1]", fill="black")
+    pen.text((margin, height - 26), f"step 1 to {len(values)}", fill="black")
+    return picture
 
 
 # ---- conversations ---------------------------------------------------------------------------------------------
@@ -247,3 +295,49 @@ def toy_sample(line: int, objects: int, seed: int, tokenizer: Tokenizer, config:
     rng = np.random.default_rng([seed, source, 0, line])  # (seed, source, epoch, line)
     turns, pictures = TOY_SOURCES[source][1](rng, objects, config.siglip.image_size)
     return make_sample(turns, pictures, tokenizer, config, rng)
+
+
+def toy_tokenizer() -> Tokenizer:
+    """A byte-level BPE over the toy world's words, with Qwen's chat tokens."""
+    rng = np.random.default_rng(0)
+    texts = [SYSTEM, "system\nuser\nassistant", PAINT_REQUEST]
+    for _ in range(4000):
+        for _, make in TOY_SOURCES:
+            texts += [turn["value"] for turn in make(rng, 4, 32)[0]]
+    backend = qwen_bpe(tokenizers.models.BPE())
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator(texts, trainer)
+    backend.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    return Tokenizer(backend)
+
+
+class ToySteps(Dataset):
+    """Item k is what step k needs: its batch, as a list of micro-batches (one of them)."""
+
+    def __init__(self, steps: int, batch: int, seed: int, tokenizer: Tokenizer, config: CheersConfig):
+        self.steps, self.batch, self.seed = steps, batch, seed
+        self.tokenizer, self.config = tokenizer, config
+
+    def __getitem__(self, step: int) -> list[Batch]:
+        # The world widens: one object, then two, then all four.
+        progress = step / self.steps
+        objects = 1 if progress < 0.12 else 2 if progress < 0.45 else 4
+        lines = range(step * self.batch, (step + 1) * self.batch)
+        samples = [toy_sample(line, objects, self.seed, self.tokenizer, self.config) for line in lines]
+        return [collate(samples, self.config)]
+
+
+class ToyPictures(Dataset):
+    """Item k is what VAE step k needs: pictures (B, 3, S, S), and the noise that samples their latents."""
+
+    def __init__(self, batch: int, config: CheersConfig, seed: int):
+        self.batch, self.config, self.seed = batch, config, seed
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        rng = np.random.default_rng([self.seed, 1, step])
+        side, vae = self.config.siglip.image_size, self.config.vae
+        pictures = [shapes.draw(shapes.random_scene(rng), side) for _ in range(self.batch)]
+        grid = PATCH * side // vae.factor
+        noise = rng.standard_normal((self.batch, vae.z_channels, grid, grid), dtype=np.float32)
+        return torch.stack([to_pixels(picture) for picture in pictures]), torch.from_numpy(noise)

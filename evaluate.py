@@ -12,12 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 import shapes
 from cheers import Cheers, best_device, write_json
-from data import to_picture
+from data import contact_sheet
 from sample import generate_images, generate_text
 
 HELD_OUT_TASKS = ("colors", "color_attr")  # the tasks that name colours
@@ -35,9 +34,9 @@ def paint_and_score(model: Cheers, prompts: list[str], seed: int, name: str, out
         first += list(pixels[: max(0, 20 - start)])
         bar.update(len(batch))
     bar.close()
-    rows = [torch.cat(first[i : i + 10], dim=2) for i in range(0, len(first) - len(first) % 10 or len(first), 10)]
-    sheet = to_picture(torch.cat(rows, dim=1))
-    sheet.resize((sheet.width * 3, sheet.height * 3), Image.Resampling.NEAREST).save(out / f"{name}.png")
+    first = torch.stack(first)
+    columns = min(10, len(first))
+    contact_sheet(first[: len(first) // columns * columns], columns).save(out / f"{name}.png")
     return scores
 
 

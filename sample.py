@@ -21,14 +21,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, PngImagePlugin
+from PIL import Image, PngImagePlugin
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from cheers import Cheers, attention_mask, best_device
-from data import LOOK, drop_text, expand, fit_inside, open_picture, to_picture, to_pixels, to_rgb
+from data import (
+    LOOK, draw_curve, draw_heatmaps, drop_text, expand, fit_inside, intensities, open_picture, to_picture, to_pixels, to_rgb,
+)
 from qwen import KeyValues, chat
 
 PUBLISHED = {"steps": 80, "guidance": 9.5, "shift": 0.5}  # the release's README
@@ -104,7 +106,7 @@ class Step:
 
 
 def denoise(
-    model: Cheers, prefix: Prefix, latents: Tensor, guidance: float, times: Tensor, deltas: Tensor
+    model: Cheers, prefix: Prefix, latents: Tensor, guidance: float, times: Tensor, deltas: Tensor, progress: bool = False
 ) -> Iterator[Step]:
     """Follows dz/dt = V_t(z) from `latents` (B, z', h, w). With guidance other than 1 the prefix holds 2B rows: conditional
     ones, then unconditional ones."""
@@ -114,7 +116,8 @@ def denoise(
     positions = prefix.lengths[:, None] + torch.arange(m, device=model.device)     # (R, m)
     mask = F.pad(prefix.real, (0, m), value=True)[:, None, None].expand(-1, 1, m, -1)  # (R, 1, m, K+m)
     z = latents.float()
-    for t, delta in zip(times.tolist(), deltas.tolist()):
+    grid_points = zip(times.tolist(), deltas.tolist())
+    for t, delta in tqdm(grid_points, "painting", len(times), unit="step", disable=not progress, dynamic_ncols=True):
         tokens, details = model.tokenize_image(z.to(model.dtype))                  # (B, m, C), (B, n, V)
         tokens, details = (x.repeat(branches, 1, 1) for x in (tokens, details))    # (R, m, C), (R, n, V)
         hidden, _ = model.qwen(tokens, positions, mask, prefix.past)               # (R, m, C)
@@ -208,6 +211,7 @@ def generate_images(
     dummy_pixels: Tensor | None = None,
     first: int = 0,
     watch: Callable[[Step], None] | None = None,
+    progress: bool = False,
 ) -> Tensor:
     """Paints one picture per prompt -> (B, 3, H, W) in [0, 1], float32. Raises ValueError for settings that cannot be.
 
@@ -220,7 +224,7 @@ def generate_images(
     sources: pictures to edit, one per prompt (or a list per prompt, the first of which is edited). They stand in the
         conditional and the unconditional prompt, and the flow starts a tenth of the way towards the first.
     grid: "exact" or "released" (`schedule`). dummy_pixels: (B, 3, S, S), the released code's random picture before prompts.
-    watch: called with every `Step`."""
+    watch: called with every `Step`. progress: shows a bar."""
     settings = complete(model, steps=steps, guidance=guidance, shift=shift)
     steps, guidance, shift = settings["steps"], settings["guidance"], settings["shift"]
     width, height = picture_size(model, size)
@@ -258,7 +262,7 @@ def generate_images(
     z = noise.to(model.device, torch.float32)                                      # (B, z', h, w)   z_0
     if z_source is not None:
         z = SOURCE_SHARE * z_source + (1 - SOURCE_SHARE) * z
-    for step in denoise(model, prefix, z, guidance, *schedule(steps, shift, grid, start)):
+    for step in denoise(model, prefix, z, guidance, *schedule(steps, shift, grid, start), progress):
         if watch:
             watch(step)
     return model.decode_image(step.result).float().clamp(0, 1)                     # (B, 3, H, W)
@@ -341,7 +345,7 @@ def converse(
     seed: int | None = None,
     size: int | tuple[int, int] | None = None,
     first: int = 0,
-    watch: Callable[[Step], None] | None = None,
+    progress: bool = False,
     max_new_tokens: int = 512,
     temperature: float = 0.0,
     top_p: float = 1.0,
@@ -361,10 +365,8 @@ def converse(
         rows = [ids] if settings["guidance"] == 1 else [ids, drop_text(ids, model.config)]
         prefix = extend(model, None, rows, visuals * len(rows))
         times = schedule(settings["steps"], settings["shift"])
-        for step in denoise(model, prefix, z[None].to(model.device), settings["guidance"], *times):
-            if watch:
-                watch(step)
-        return step.result
+        *_, last = denoise(model, prefix, z[None].to(model.device), settings["guidance"], *times, progress)
+        return last.result
 
     visuals = look(model, stack(images, model.config.siglip.image_size))
     row = prompt_ids(model, messages, visuals, painting=False)
@@ -374,45 +376,6 @@ def converse(
             yield to_picture(model.decode_image(piece)[0])
         elif text := decoder.step(model.tokenizer.backend, piece):
             yield text
-
-
-# ---- the gate's heat maps (Figure 5) ---------------------------------------------------------------------------
-
-
-def heat(values: np.ndarray) -> np.ndarray:
-    """Values in [0, 1] (…,) -> colours (…, 3) uint8: black, red, yellow, white."""
-    return (np.stack([3 * values, 3 * values - 1, 3 * values - 2], axis=-1).clip(0, 1) * 255).astype(np.uint8)
-
-
-def draw_heatmaps(times: list[float], gates: list[Tensor], tile: int = 96) -> Picture:
-    """Figure 5a: |G| at every position, one tile per step in reading order, t written below."""
-    maps = torch.stack(gates).abs().float().cpu().numpy()                          # (steps, h, w)
-    maps = (maps - maps.min()) / max(maps.max() - maps.min(), 1e-12)
-    columns = math.ceil(math.sqrt(len(maps)))
-    sheet = Image.new("RGB", (columns * (tile + 4), math.ceil(len(maps) / columns) * (tile + 16)), "white")
-    for i, (t, values) in enumerate(zip(times, maps)):
-        left, top = i % columns * (tile + 4), i // columns * (tile + 16)
-        sheet.paste(Image.fromarray(heat(values)).resize((tile, tile), Image.Resampling.NEAREST), (left, top))
-        ImageDraw.Draw(sheet).text((left, top + tile + 2), f"t = {t:.2f}", fill="black")
-    return sheet
-
-
-def intensities(gates: list[Tensor]) -> list[float]:
-    """Figure 5b: mean |G| of each step, normalised over the run to [0, 1]."""
-    means = torch.stack([gate.abs().float().mean() for gate in gates])
-    return ((means - means.min()) / (means.max() - means.min()).clamp(min=1e-12)).tolist()
-
-
-def draw_curve(values: list[float], width: int = 480, height: int = 300, margin: int = 36) -> Picture:
-    """A line through values in [0, 1], one per step."""
-    picture = Image.new("RGB", (width, height), "white")
-    pen = ImageDraw.Draw(picture)
-    pen.rectangle((margin, margin, width - margin, height - margin), outline="gray")
-    across, up = (width - 2 * margin) / max(len(values) - 1, 1), height - 2 * margin
-    pen.line([(margin + i * across, height - margin - v * up) for i, v in enumerate(values)], fill=(220, 40, 40), width=2)
-    pen.text((margin, 14), "gate intensity, normalised to [0, 1]", fill="black")
-    pen.text((margin, height - 26), f"step 1 to {len(values)}", fill="black")
-    return picture
 
 
 # ---- command line ----------------------------------------------------------------------------------------------
@@ -478,20 +441,6 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-class Bar:
-    """A progress bar over Euler steps, with rate and remaining time."""
-
-    def __init__(self, total: int):
-        self.total, self.bar = total, None
-
-    def __call__(self, step: Step) -> None:
-        if self.bar is None or self.bar.n == self.total:
-            self.bar = tqdm(total=self.total, desc="painting", unit="step", dynamic_ncols=True)
-        self.bar.update()
-        if self.bar.n == self.total:
-            self.bar.close()
-
-
 def paint_all(model: Cheers, args: argparse.Namespace, settings: dict, seed: int) -> None:
     """Every prompt `--num` times, in batches; prints the path of each picture."""
     size = picture_size(model, args.size)
@@ -504,10 +453,9 @@ def paint_all(model: Cheers, args: argparse.Namespace, settings: dict, seed: int
         dummy = None
         if args.released and not args.edit:
             dummy = torch.stack([released_dummy(model, seed, start + k) for k in range(len(batch))])
-        bar = Bar(int(0.9 * settings["steps"]) if args.edit else settings["steps"])
         pixels = generate_images(
             model, batch, seed=seed, first=start, dummy_pixels=dummy, sources=[sources] * len(batch) if args.edit else None,
-            watch=lambda step: (bar(step), seen.append((step.t, step.gate))), **shared,
+            watch=lambda step: seen.append((step.t, step.gate)), progress=True, **shared,
         )
         for k, (prompt, picture) in enumerate(zip(batch, pixels)):
             path = output_path(args.out, prompt, seed, start + k)
@@ -544,8 +492,8 @@ def talk(model: Cheers, args: argparse.Namespace, settings: dict, seed: int) -> 
     for prompt in turns or iter(read_line, ""):
         messages.append({"role": "user", "content": looks + prompt})
         looks, answer, shown = "", "", "\n"
-        bar = Bar(settings["steps"])
-        for piece in converse(model, messages, images, seed=seed, size=args.size, first=painted, watch=bar, **limits, **settings):
+        shared = dict(seed=seed, size=args.size, first=painted, progress=True)
+        for piece in converse(model, messages, images, **shared, **limits, **settings):
             if isinstance(piece, str):
                 answer += piece
             else:

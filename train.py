@@ -20,9 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import tokenizers
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -32,7 +30,7 @@ from tqdm import tqdm
 import data
 import shapes
 from cheers import Cheers, CheersConfig, SpecialTokens, best_device
-from qwen import SYSTEM, QwenConfig, Tokenizer, qwen_bpe
+from qwen import QwenConfig
 from sample import generate_images
 from siglip import SigLIPConfig
 from vae import PATCH, VAE, VAEConfig
@@ -40,74 +38,21 @@ from vae import PATCH, VAE, VAEConfig
 # ---- the tiny model --------------------------------------------------------------------------------------------
 
 
-def tiny_tokenizer() -> Tokenizer:
-    """A byte-level BPE over the toy world's words, with Qwen's chat tokens."""
-    rng = np.random.default_rng(0)
-    texts = [SYSTEM, "system\nuser\nassistant", data.PAINT_REQUEST]
-    for _ in range(4000):
-        for _, make in data.TOY_SOURCES:
-            texts += [turn["value"] for turn in make(rng, 4, 32)[0]]
-    backend = qwen_bpe(tokenizers.models.BPE())
-    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, show_progress=False)
-    backend.train_from_iterator(texts, trainer)
-    backend.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
-    return Tokenizer(backend)
-
-
 def tiny_model() -> Cheers:
     """6 M parameters, 32x32 pictures, VAE factor 4: 8x8 latents, 16 visual tokens."""
-    tokenizer = tiny_tokenizer()
+    tokenizer = data.toy_tokenizer()
     tokens = ("<|im_end|>", "<image>", "<image_gen>", "<im_start>", "<im_end>", "<no_mean>")
     vocabulary = math.ceil(tokenizer.backend.get_vocab_size() / 64) * 64
-    config = CheersConfig(
+    model = Cheers(CheersConfig(
         vae=VAEConfig(resolution=32, ch=16, ch_mult=(1, 2), num_res_blocks=1, z_channels=2, norm_groups=8),
         siglip=SigLIPConfig(128, 512, num_hidden_layers=3, num_attention_heads=4, image_size=32, patch_size=4),
         qwen=QwenConfig(192, 768, 4, 4, 2, vocabulary, rope_theta=10_000.0, max_position_embeddings=1024),
         head_depths=(2, 2),
         special=SpecialTokens(*(tokenizer.id(token) for token in tokens)),
-    )
-    model = Cheers(config)
+    ))
     model.initialise()
-    model.tokenizer = tokenizer
-    model.generation = {"steps": 40, "guidance": 3.0, "shift": 0.5}
+    model.tokenizer, model.generation = tokenizer, {"steps": 40, "guidance": 3.0, "shift": 0.5}
     return model
-
-
-# ---- what is trained on ----------------------------------------------------------------------------------------
-
-
-class ToySteps(Dataset):
-    """Item k is the batch of step k, a list of micro-batches of similar lengths so that little is padding."""
-
-    def __init__(self, steps: int, batch: int, seed: int, tokenizer: Tokenizer, config: CheersConfig, micro: int = 1):
-        self.steps, self.batch, self.seed, self.micro = steps, batch, seed, micro
-        self.tokenizer, self.config = tokenizer, config
-
-    def __getitem__(self, step: int) -> list[data.Batch]:
-        # The world widens: one object, then two, then all four.
-        progress = step / self.steps
-        objects = 1 if progress < 0.12 else 2 if progress < 0.45 else 4
-        lines = range(step * self.batch, (step + 1) * self.batch)
-        samples = [data.toy_sample(line, objects, self.seed, self.tokenizer, self.config) for line in lines]
-        samples.sort(key=lambda sample: len(sample.ids))
-        size = math.ceil(self.batch / self.micro)
-        return [data.collate(samples[i : i + size], self.config) for i in range(0, self.batch, size)]
-
-
-class ToyPictures(Dataset):
-    """Item k is what VAE step k needs: pictures (B, 3, S, S), and the noise that samples their latents."""
-
-    def __init__(self, batch: int, config: CheersConfig, seed: int):
-        self.batch, self.config, self.seed = batch, config, seed
-
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        rng = np.random.default_rng([self.seed, 1, step])
-        side, vae = self.config.siglip.image_size, self.config.vae
-        pictures = [shapes.draw(shapes.random_scene(rng), side) for _ in range(self.batch)]
-        grid = PATCH * side // vae.factor
-        noise = rng.standard_normal((self.batch, vae.z_channels, grid, grid), dtype=np.float32)
-        return torch.stack([data.to_pixels(picture) for picture in pictures]), torch.from_numpy(noise)
 
 
 # ---- one step of each phase ------------------------------------------------------------------------------------
@@ -128,7 +73,7 @@ def vae_step(vae: VAE, item: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def measure_latents(vae: VAE, pictures: ToyPictures) -> None:
+def measure_latents(vae: VAE, pictures: data.ToyPictures) -> None:
     """Stores mean and variance of every latent channel, so that latents are normalised from here on."""
     device = vae.bn.running_mean.device
     means = [vae.encoder(pictures[1_000_000 + k][0].to(device)).chunk(2, dim=1)[0] for k in range(32)]  # unseen ones
@@ -168,10 +113,7 @@ def look(model: Cheers, out: Path, name: str, count: int = 8, seed: int = 0) -> 
         task: float(np.mean([shapes.score(p, prompt).correct for p, prompt in zip(rows, asked)]))
         for task, asked, rows in zip(shapes.TASKS, prompts, pixels.split(count))
     }
-    height, width = pixels.shape[2:]
-    sheet = pixels.unflatten(0, (len(shapes.TASKS), count)).permute(2, 0, 3, 1, 4)  # (3, tasks, H, count, W)
-    picture = data.to_picture(sheet.reshape(3, len(shapes.TASKS) * height, count * width))
-    picture.resize((picture.width * 3, picture.height * 3), Image.Resampling.NEAREST).save(out / f"samples-{name}.png")
+    data.contact_sheet(pixels, count).save(out / f"samples-{name}.png")
     return scores | {"overall": float(np.mean(list(scores.values())))}
 
 
@@ -232,7 +174,8 @@ def fit(phase: str, model: nn.Module, batches: Dataset, step_function: Callable,
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True)
     start = resume(args.out, phase, model=model, optimizer=optimizer)
-    loader = DataLoader(batches, batch_size=None, sampler=range(start, steps), num_workers=1, prefetch_factor=8)
+    workers = max(1, (os.cpu_count() or 2) - 1)
+    loader = DataLoader(batches, batch_size=None, sampler=range(start, steps), num_workers=workers, prefetch_factor=8)
     bar = tqdm(loader, phase, initial=start, total=steps, smoothing=0.05, dynamic_ncols=True)
     sums, count, since = {}, 0, time.monotonic()
     device = next(model.parameters()).device
@@ -293,13 +236,13 @@ def main() -> None:
     except OSError as error:
         parser.error(f"cannot write {args.out} ({error.strerror}); choose another --out")
     if not args.init:
-        pictures = ToyPictures(2 * args.batch, model.config, args.seed)
+        pictures = data.ToyPictures(2 * args.batch, model.config, args.seed)
         fit("vae", model.vae, pictures, lambda item: vae_step(model.vae, item), args.vae_steps, args)
         measure_latents(model.vae, pictures)
         model.pixel_decoder.load_state_dict(model.vae.state_dict(), strict=False)
     model.vae.requires_grad_(False)
     model.train()
-    batches = ToySteps(args.steps, args.batch, args.seed, model.tokenizer, model.config)
+    batches = data.ToySteps(args.steps, args.batch, args.seed, model.tokenizer, model.config)
     watch = lambda step: look(model, args.out, f"{step:07d}")
     fit("cheers", model, batches, lambda item: cheers_step(model, item), args.steps, args, watch)
     model.eval().to(torch.bfloat16).save_pretrained(args.out / "model")

@@ -8,7 +8,6 @@ import sys
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from cheers import IGNORE, IGNORED, INDEX, Batch, Cheers, CheersConfig, attention_mask, official_name

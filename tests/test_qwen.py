@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from cheers import attention_mask
 from conftest import GOLDEN, ROOT, close

@@ -10,9 +10,8 @@ import torch
 from PIL import Image
 
 from conftest import ROOT, close, rows
-from sample import (
-    choose, converse, draw_curve, draw_heatmaps, generate_images, generate_text, intensities, schedule, seeded_noise,
-)
+from data import draw_curve, draw_heatmaps, intensities
+from sample import choose, converse, generate_images, generate_text, schedule, seeded_noise
 
 
 # ---- the flow
@@ -93,7 +92,6 @@ def test_guidance_one_is_the_conditional_model(golden, golden_model):
 def test_euler_is_exact_on_straight_paths(golden_model, monkeypatch):
     target = torch.randn(1, 32, 4, 4)
     noise = torch.randn(1, 32, 4, 4)
-    head = golden_model.head.forward
     gate = torch.zeros(2, 16, 1)
     monkeypatch.setattr(golden_model.head, "forward", lambda h, t, d, grid: ((target - noise).repeat(len(h), 1, 1, 1), gate))
     steps = []

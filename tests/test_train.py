@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import ROOT, close
-from data import collate, toy_sample
-from train import ToySteps, cheers_step, learning_rate
+from conftest import ROOT
+from data import ToySteps, collate, toy_sample
+from train import cheers_step, learning_rate
 
 
 def run(*arguments) -> subprocess.CompletedProcess:
