@@ -78,32 +78,23 @@ class CheersConfig:
             known = {f.name for f in fields(kind)}
             return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in section.items() if k in known})
 
-        vae = read(VAEConfig, config.get("vae_encoder_config", {}))
-        if vae != read(VAEConfig, config.get("vae_decoder_config", config.get("vae_encoder_config", {}))):
-            raise ValueError("config.json: vae_encoder_config and vae_decoder_config differ; Cheers has one VAE")
+        encoder = config.get("vae_encoder_config", {})
+        vae = read(VAEConfig, encoder)
         siglip = read(SigLIPConfig, config.get("vision_representation_config", {}))
+        if vae != read(VAEConfig, config.get("vae_decoder_config", encoder)):
+            raise ValueError("config.json: vae_encoder_config and vae_decoder_config differ; Cheers has one VAE")
         if siglip.patch_size != vae.factor:
-            raise ValueError(f"config.json: SigLIP's patch is {siglip.patch_size}, the VAE's factor {vae.factor}; they must agree")
-        return cls(
-            vae,
-            siglip,
-            read(QwenConfig, config.get("text_config", {})),
-            tuple(config.get("head_depths", (7, 3))),
-            read(SpecialTokens, config.get("special_token_ids", {})),
-        )
+            raise ValueError(f"config.json: SigLIP's patch {siglip.patch_size} is not the VAE's factor {vae.factor}")
+        qwen, special = read(QwenConfig, config.get("text_config", {})), read(SpecialTokens, config.get("special_token_ids", {}))
+        return cls(vae, siglip, qwen, tuple(config.get("head_depths", (7, 3))), special)
 
     def to_json(self) -> dict:
+        vision = {"hidden_act": "gelu_pytorch_tanh", "num_channels": 3, "model_type": "umm"}
+        vision["num_patches"] = (self.siglip.image_size // self.siglip.patch_size) ** 2
         return RELEASE_KEYS | {
             "vae_encoder_config": asdict(self.vae),
             "vae_decoder_config": asdict(self.vae),
-            "vision_representation_config": asdict(self.siglip)
-            | {
-                "hidden_act": "gelu_pytorch_tanh",
-                "attention_dropout": 0.0,
-                "num_channels": 3,
-                "num_patches": (self.siglip.image_size // self.siglip.patch_size) ** 2,
-                "model_type": "umm",
-            },
+            "vision_representation_config": asdict(self.siglip) | vision,
             "text_config": asdict(self.qwen) | {"tie_word_embeddings": True},
             "head_depths": list(self.head_depths),
             "special_token_ids": asdict(self.special),
