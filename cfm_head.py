@@ -9,26 +9,15 @@ transformer, z' latent channels. Tokens are in raster order.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from qwen import Attention, RMSNorm, SwiGLU, rotary_angles
+from qwen import Attention, QwenConfig, RMSNorm, SwiGLU, rotary_angles
+from siglip import SigLIPConfig
 
 ROPE_BASE = 10_000.0
 TIME_FEATURES = 256
-
-
-@dataclass
-class HeadConfig:
-    width: int              # C
-    heads: int
-    vision_width: int       # V
-    vision_heads: int
-    key_value_heads: int    # the language model's, in both stages
-    latent_channels: int    # z'
-    depths: tuple[int, int] = (7, 3)
 
 
 def pixel_shuffle(x: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -129,18 +118,19 @@ class Gate(nn.Module):
 
 
 class CascadedHead(nn.Module):
-    def __init__(self, config: HeadConfig):
-        super().__init__()
-        self.config = c = config
-        self.time_1 = mlp(TIME_FEATURES, c.width, c.width)
-        self.time_2 = mlp(TIME_FEATURES, c.vision_width, c.vision_width)
-        self.stage_1 = Stage(c.width, c.heads, c.key_value_heads, c.depths[0], 4 * c.vision_width)
-        self.gate = Gate(c.vision_width)
-        self.stage_2 = Stage(c.vision_width, c.vision_heads, c.key_value_heads, c.depths[1], c.latent_channels)
+    """Widths and heads are those of the language model (stage 1) and of SigLIP2 (stage 2); the number of key/value heads is
+    the language model's in both."""
 
-    def forward(
-        self, hidden: Tensor, t: Tensor, details: Tensor, grid: tuple[int, int]
-    ) -> tuple[Tensor, Tensor]:
+    def __init__(self, qwen: QwenConfig, siglip: SigLIPConfig, latent_channels: int, depths: tuple[int, int]):
+        super().__init__()
+        wide, narrow, key_value_heads = qwen.hidden_size, siglip.hidden_size, qwen.num_key_value_heads
+        self.time_1 = mlp(TIME_FEATURES, wide, wide)
+        self.time_2 = mlp(TIME_FEATURES, narrow, narrow)
+        self.stage_1 = Stage(wide, qwen.num_attention_heads, key_value_heads, depths[0], 4 * narrow)
+        self.gate = Gate(narrow)
+        self.stage_2 = Stage(narrow, siglip.num_attention_heads, key_value_heads, depths[1], latent_channels)
+
+    def forward(self, hidden: Tensor, t: Tensor, details: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """hidden (B, n/4, C) at the visual tokens, t (B,), details S(D(z_t)) (B, n, V), grid (rows, columns) of the tokens
         -> velocity V_t (B, z', 2·rows, 2·columns) and the gate's map (B, n, 1)."""
         features = time_features(t).to(hidden.dtype)                               # (B, 256)

@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cfm_head import CascadedHead, HeadConfig, pixel_unshuffle
+from cfm_head import CascadedHead, pixel_unshuffle
 from qwen import Qwen, QwenConfig, Tokenizer
 from siglip import SigLIP, SigLIPConfig
 from vae import VAE, LatentDecoder, VAEConfig
@@ -75,8 +75,14 @@ class CheersConfig:
         """From the official config.json's schema. Raises ValueError for sizes that cannot be one model."""
 
         def read(kind, section):
-            known = {f.name for f in fields(kind)}
-            return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in section.items() if k in known})
+            if not isinstance(section, dict):
+                raise ValueError(f"config.json: {section!r} stands where a section of sizes should")
+            values = {k: tuple(v) if isinstance(v, list) else v for k, v in section.items() if k in kind.__annotations__}
+            for name, value in values.items():
+                default = getattr(kind(), name)
+                if isinstance(value, bool) or not isinstance(value, (int, float) if isinstance(default, float) else type(default)):
+                    raise ValueError(f"config.json: {name} is {value!r}, which is not like {default!r}")
+            return kind(**values)
 
         encoder = config.get("vae_encoder_config", {})
         vae = read(VAEConfig, encoder)
@@ -86,7 +92,13 @@ class CheersConfig:
         if siglip.patch_size != vae.factor:
             raise ValueError(f"config.json: SigLIP's patch {siglip.patch_size} is not the VAE's factor {vae.factor}")
         qwen, special = read(QwenConfig, config.get("text_config", {})), read(SpecialTokens, config.get("special_token_ids", {}))
-        return cls(vae, siglip, qwen, tuple(config.get("head_depths", (7, 3))), special)
+        for part, width, heads in (("text", qwen.hidden_size, qwen.num_attention_heads), ("vision", siglip.hidden_size, siglip.num_attention_heads)):
+            if heads < 1 or width % heads or qwen.num_key_value_heads < 1 or heads % qwen.num_key_value_heads:
+                raise ValueError(f"config.json: {part} width {width}, {heads} heads and {qwen.num_key_value_heads} key/value heads do not divide")
+        depths = config.get("head_depths", [7, 3])
+        if not isinstance(depths, list) or [type(depth) for depth in depths] != [int, int]:
+            raise ValueError(f"config.json: head_depths is {depths!r} instead of two numbers")
+        return cls(vae, siglip, qwen, tuple(depths), special)
 
     def to_json(self) -> dict:
         vision = {"hidden_act": "gelu_pytorch_tanh", "num_channels": 3, "model_type": "umm"}
@@ -170,19 +182,14 @@ class Cheers(nn.Module):
         self.vae = VAE(config.vae)                        # frozen: pictures -> z_1, and the final z_1 -> picture
         self.pixel_decoder = LatentDecoder(config.vae)    # D, starts as a copy of the VAE's decoder
         self.siglip = SigLIP(config.siglip)
-        self.projector = Projector(config.siglip.hidden_size, config.qwen.hidden_size)
         self.qwen = Qwen(config.qwen)
-        self.head = CascadedHead(
-            HeadConfig(
-                width=config.qwen.hidden_size,
-                heads=config.qwen.num_attention_heads,
-                vision_width=config.siglip.hidden_size,
-                vision_heads=config.siglip.num_attention_heads,
-                key_value_heads=config.qwen.num_key_value_heads,
-                latent_channels=config.vae.latent_channels,
-                depths=config.head_depths,
-            )
-        )
+        self.add_new_parts()
+
+    def add_new_parts(self) -> None:
+        """The parts that no pretrained model has."""
+        c = self.config
+        self.projector = Projector(c.siglip.hidden_size, c.qwen.hidden_size)
+        self.head = CascadedHead(c.qwen, c.siglip, c.vae.latent_channels, c.head_depths)
 
     @property
     def device(self) -> torch.device:
@@ -207,7 +214,7 @@ class Cheers(nn.Module):
         """The unified vision tokenizer, once for both its outputs: latents z_t (B, z', h, w) -> visual tokens (B, n/4, C)
         for the language model and details S(D(z_t)) (B, n, V) for the head."""
         grid = latents.shape[2] // 2, latents.shape[3] // 2
-        pixels = self.pixel_decoder.decode(latents)                                # (B, 3, H, W)   D(z_t)
+        pixels = self.pixel_decoder.decode(latents.to(self.device, self.dtype))    # (B, 3, H, W)   D(z_t)
         semantics, details = self.siglip(pixels)                                   # (B, n, V)      z_s, S(D(z_t))
         return self.projector(semantics, grid), details                            # (B, n/4, C)    Z_s
 
@@ -230,12 +237,14 @@ class Cheers(nn.Module):
 
         grid: (rows, columns) of the visual tokens; a square when left out."""
         side = round(hidden.shape[1] ** 0.5)
-        return self.head(hidden, t, details, grid or (side, side))[0]
+        hidden, details = hidden.to(self.device, self.dtype), details.to(self.device, self.dtype)
+        return self.head(hidden, t.to(self.device), details, grid or (side, side))[0]
 
     # -- training
 
-    def loss(self, batch: Batch, image_weight: float = 1.0) -> Loss:
-        """L_total = L_AR + λ·L_FM (section 2.2), λ = image_weight."""
+    def loss(self, batch: Batch) -> Loss:
+        """L_total = L_AR + λ·L_FM (section 2.2), λ = 1."""
+        batch = batch.to(self.device)
         z_1 = self.encode_image(batch.pixels) if len(batch.pixels) else None       # (N, z', h, w)
         visual_tokens = details = None
         if z_1 is not None:
@@ -267,7 +276,7 @@ class Cheers(nn.Module):
             grid = z_1.shape[2] // 2, z_1.shape[3] // 2
             velocity = self.velocity(h, batch.t[painted], details[painted], grid)  # (N', z', h, w)
             image = F.mse_loss(velocity.float(), (z_1 - batch.noise)[painted].float())
-        return Loss(text + image_weight * image, text, image, int(supervised.sum()), len(painted))
+        return Loss(text + image, text, image, int(supervised.sum()), len(painted))
 
     def initialise(self) -> None:
         """Random weights where no pretrained part gives them; the VAE keeps torch's own initialisation for convolutions."""
@@ -292,9 +301,8 @@ class Cheers(nn.Module):
         config = CheersConfig.from_json(read_json(folder / "config.json"))
         with torch.device("meta"):
             model = cls(config)
-        files = weight_files(folder)
         names = {ours: official_name(ours) for ours in model.state_dict()}
-        load_tensors(model, names, files, IGNORED, device or best_device(), dtype)
+        load_tensors(model, names, weight_files(folder), IGNORED, device or best_device(), dtype)
         model.tokenizer = Tokenizer.from_folder(folder)
         if (folder / "generation_config.json").exists():
             stored = read_json(folder / "generation_config.json")
@@ -309,7 +317,7 @@ class Cheers(nn.Module):
         vae: str | Path,
         config: CheersConfig | None = None,
         device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> "Cheers":
         """A fresh start from Qwen2.5 and SigLIP2 (folders or hub names, Hugging Face's files) and FLUX.2's `ae.safetensors`,
         whose decoder serves twice. Projector, head and time embeddings are initialised at random.
@@ -332,13 +340,12 @@ class Cheers(nn.Module):
                 if ours.startswith(here)
             }
             load_tensors(model, names, files, ignored, device, dtype)
-        model.projector = Projector(model.config.siglip.hidden_size, model.config.qwen.hidden_size)
-        model.head = CascadedHead(model.head.config)
+        model.add_new_parts()
         for part in (model.projector, model.head):
             part.initialise()
-            part.to(device, dtype or model.dtype)
+            part.to(device, dtype)
         model.tokenizer = Tokenizer.from_folder(qwen_folder)
-        return model
+        return model.eval()
 
     def save_pretrained(self, folder: str | Path, shard_bytes: int = 5_000_000_000) -> None:
         """Writes the official layout. Files get their names only once all of them are complete."""
@@ -356,10 +363,12 @@ class Cheers(nn.Module):
                 self.tokenizer.save(partial)
             complete = {path.name for path in Path(partial).iterdir()}
             for name in complete:
+                (Path(partial) / name).chmod(0o644)  # safetensors writes files that only their owner can read
                 os.replace(Path(partial) / name, folder / name)
-        for path in folder.glob("model*.safetensors*"):
-            if path.name not in complete:  # an index or shards of an earlier save would be read first
-                path.unlink()
+        for pattern in ("model*.safetensors*", "generation_config.json", "tokenizer.json"):
+            for path in folder.glob(pattern):
+                if path.name not in complete:  # of an earlier save, and would be read
+                    path.unlink()
 
 
 # ---- checkpoints in the official layout ------------------------------------------------------------------------
@@ -444,7 +453,7 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint folder: those its index names, or model.safetensors."""
     if (folder / INDEX).exists():
         index = read_json(folder / INDEX)
-        files = [folder / name for name in sorted(set(index.get("weight_map", {}).values()))]
+        files = [folder / name for name in sorted(set((index.get("weight_map") or {}).values()))]
     else:
         files = [folder / "model.safetensors"]
     missing = [file.name for file in files if not file.exists()]
@@ -455,12 +464,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def load_tensors(
-    model: nn.Module,
-    names: dict[str, str],
-    files: list[Path],
-    ignored: str,
-    device: torch.device | str,
-    dtype: torch.dtype | None,
+    model: nn.Module, names: dict[str, str], files: list[Path], ignored: str, device: torch.device | str, dtype: torch.dtype | None
 ) -> None:
     """Fills a model on the meta device, tensor by tensor, with the tensors that `names` (ours -> in the files) wants.
 
@@ -487,16 +491,10 @@ def load_tensors(
     if problems:
         listed = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
         raise ValueError(f"{files[0].parent} does not fit the configuration: {listed}")
+    loaded = {}
     for file in files:
         with safe_open(file, framework="pt") as opened:
             for ours, name in names.items():
-                if where[name][0] != file:
-                    continue
-                # copied, so that no tensor keeps the file mapped
-                tensor = opened.get_tensor(name).to(device, dtype or None, copy=True)
-                module = model.get_submodule(ours.rpartition(".")[0])
-                leaf = ours.rpartition(".")[2]
-                if leaf in module._parameters:
-                    module._parameters[leaf] = nn.Parameter(tensor)
-                else:
-                    module._buffers[leaf] = tensor
+                if where[name][0] == file:  # copied, so that no tensor keeps the file mapped
+                    loaded[ours] = opened.get_tensor(name).to(device, dtype, copy=True)
+    model.load_state_dict(loaded, strict=False, assign=True)

@@ -10,7 +10,6 @@ Shape letters: B batch, (H, W) pixels, p patch side, n = H/p * W/p patches in ra
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -111,4 +110,4 @@ class SigLIP(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        torch.nn.init.normal_(self.embeddings.position_embedding.weight, std=0.02)
+        nn.init.normal_(self.embeddings.position_embedding.weight, std=0.02)

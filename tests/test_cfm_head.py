@@ -3,8 +3,10 @@
 import torch
 from torch.nn import functional as F
 
-from cfm_head import CascadedHead, HeadConfig, modulate, pixel_shuffle, pixel_unshuffle, time_features
+from cfm_head import CascadedHead, modulate, pixel_shuffle, pixel_unshuffle, time_features
 from conftest import close
+from qwen import QwenConfig
+from siglip import SigLIPConfig
 
 
 def test_every_step_of_the_head_matches_the_release(golden, golden_model):
@@ -31,7 +33,9 @@ def test_pixel_shuffle_puts_a_token_into_its_two_by_two_block():
 
 
 def test_a_fresh_block_is_the_identity_and_a_fresh_gate_is_closed():
-    head = CascadedHead(HeadConfig(32, 4, 16, 4, 2, 8, (1, 1)))
+    qwen = QwenConfig(hidden_size=32, num_attention_heads=4, num_key_value_heads=2)
+    siglip = SigLIPConfig(hidden_size=16, num_attention_heads=4)
+    head = CascadedHead(qwen, siglip, latent_channels=8, depths=(1, 1))
     head.initialise()
     x, time = torch.randn(2, 4, 32), torch.randn(2, 32)
     assert torch.equal(head.stage_1.blocks[0](x, time, (torch.ones(1), torch.zeros(1))), x)
