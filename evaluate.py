@@ -24,12 +24,12 @@ BATCH = 50
 
 
 def paint_and_score(model: Cheers, prompts: list[str], seed: int, name: str, out: Path) -> list[shapes.Score]:
-    """One picture per prompt; the first 20 go to OUT/NAME.png."""
+    """One picture per prompt; the first go to OUT/NAME.png, in rows of ten."""
     scores, first = [], []
     bar = tqdm(total=len(prompts), desc=name, unit="picture")
     for start in range(0, len(prompts), BATCH):
         batch = prompts[start : start + BATCH]
-        pixels = generate_images(model, batch, seed=seed, first=start)
+        pixels = generate_images(model, batch, seed=seed, first=start).cpu()
         scores += [shapes.score(picture, prompt) for picture, prompt in zip(pixels, batch)]
         first += list(pixels[: max(0, 20 - start)])
         bar.update(len(batch))
@@ -97,8 +97,8 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=100, help="pictures per task; ten times as many questions")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    if arguments.limit < 1:
-        parser.error("--limit must be at least 1")
+    if arguments.limit < 1 or arguments.seed < 0:
+        parser.error("--limit must be at least 1 and --seed not negative")
     device = best_device()
     model = Cheers.from_pretrained(arguments.model, device, torch.float32 if device.type == "cpu" else None)
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -110,5 +110,7 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"evaluate.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nevaluate.py: interrupted")

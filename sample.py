@@ -89,15 +89,14 @@ def extend(
         raise ValueError(f"the prompt is too long: {real.shape[1]} tokens, the model takes {limit}; shorten it")
     embeddings = model.embed(ids, torch.cat(visuals) if visuals else None)         # (R, L, C)
     hidden, past = model.qwen(embeddings, positions, mask, prefix and prefix.past)
-    return Prefix(past, real, hidden[torch.arange(len(rows)), lengths - 1])
+    return Prefix(past, real, hidden[torch.arange(len(rows), device=model.device), lengths - 1])
 
 
 @dataclass
 class Step:
-    """One evaluation of the velocity. Latents and velocities are (B, z', h, w)."""
+    """One evaluation of the velocity. Velocities and the result are (B, z', h, w)."""
 
     t: float
-    latents: Tensor                  # z_t
     conditional: Tensor
     unconditional: Tensor | None     # None without guidance
     velocity: Tensor                 # what the Euler step follows
@@ -118,7 +117,7 @@ def denoise(
     z = latents.float()
     grid_points = zip(times.tolist(), deltas.tolist())
     for t, delta in tqdm(grid_points, "painting", len(times), unit="step", disable=not progress, dynamic_ncols=True):
-        tokens, details = model.tokenize_image(z.to(model.dtype))                  # (B, m, C), (B, n, V)
+        tokens, details = model.tokenize_image(z)                  # (B, m, C), (B, n, V)
         tokens, details = (x.repeat(branches, 1, 1) for x in (tokens, details))    # (R, m, C), (R, n, V)
         hidden, _ = model.qwen(tokens, positions, mask, prefix.past)               # (R, m, C)
         t_rows = torch.full((len(hidden),), t, device=model.device)
@@ -128,7 +127,7 @@ def denoise(
         # v = v_uncond + s·(v_cond - v_uncond)
         guided = unconditional + guidance * (conditional - unconditional) if rest else conditional
         result = z + delta * guided                                                # z_{t+Δt} = z_t + Δt·V_t
-        yield Step(t, z, conditional, unconditional, guided, gate[: len(z), :, 0].unflatten(1, z.shape[2:]), result)
+        yield Step(t, conditional, unconditional, guided, gate[: len(z), :, 0].unflatten(1, z.shape[2:]), result)
         z = result
 
 
@@ -138,13 +137,14 @@ def denoise(
 def complete(model: Cheers, **chosen: float | None) -> dict:
     """steps, guidance and shift: as chosen, else the checkpoint's, else the published ones. Raises ValueError if impossible."""
     settings = PUBLISHED | model.generation | {name: value for name, value in chosen.items() if value is not None}
-    if settings["steps"] < 1:
-        raise ValueError(f"steps must be at least 1, not {settings['steps']}")
-    if not math.isfinite(settings["guidance"]):
-        raise ValueError(f"guidance must be a finite number, not {settings['guidance']}")
-    if not 0 < settings["shift"] < math.inf:
-        raise ValueError(f"shift must be a positive number, not {settings['shift']}")
-    return settings
+    for name, value in settings.items():
+        if name not in PUBLISHED:
+            raise ValueError(f"{name} is not a setting of painting; there are steps, guidance and shift")
+        if not isinstance(value, (int, float)) or not math.isfinite(value) or name == "shift" and value <= 0:
+            raise ValueError(f"{name} must be a {'positive' if name == 'shift' else 'finite'} number, not {value}")
+    if settings["steps"] != int(settings["steps"]) or not 1 <= settings["steps"] <= 100_000:
+        raise ValueError(f"steps must be at least 1 and at most 100000, not {settings['steps']}")
+    return settings | {"steps": int(settings["steps"])}
 
 
 def picture_size(model: Cheers, size: int | tuple[int, int] | None) -> tuple[int, int]:
@@ -173,9 +173,13 @@ def look(model: Cheers, pixels: list[Tensor]) -> list[Tensor]:
     return [model.tokenize_image(model.encode_image(p[None]))[0][0] for p in pixels]
 
 
+def is_ids(prompt: Prompt) -> bool:
+    return not isinstance(prompt, str) and all(isinstance(token, int) for token in prompt)
+
+
 def prompt_ids(model: Cheers, prompt: Prompt, visuals: list[Tensor], painting: bool) -> list[int]:
     """The ids of a prompt, a placeholder for each visual token. Text is put into the chat template, pictures first."""
-    if not isinstance(prompt, str) and all(isinstance(token, int) for token in prompt):
+    if is_ids(prompt):
         ids = list(prompt)
     else:
         if model.tokenizer is None:
@@ -225,6 +229,8 @@ def generate_images(
         conditional and the unconditional prompt, and the flow starts a tenth of the way towards the first.
     grid: "exact" or "released" (`schedule`). dummy_pixels: (B, 3, S, S), the released code's random picture before prompts.
     watch: called with every `Step`. progress: shows a bar."""
+    if isinstance(prompts, str) or not all(len(prompt) for prompt in prompts) or not len(prompts):
+        raise ValueError("prompts must be a list of prompts, none of them empty")
     settings = complete(model, steps=steps, guidance=guidance, shift=shift)
     steps, guidance, shift = settings["steps"], settings["guidance"], settings["shift"]
     width, height = picture_size(model, size)
@@ -276,7 +282,8 @@ def choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Ge
     whose probabilities sum to top_p."""
     if temperature == 0:
         return int(logits.argmax())
-    probabilities, order = (logits.float().cpu() / temperature).softmax(-1).sort(descending=True)
+    logits = logits.float().cpu()
+    probabilities, order = ((logits - logits.max()) / temperature).softmax(-1).sort(descending=True)
     before = probabilities.cumsum(-1) - probabilities
     probabilities[before >= top_p] = 0
     return int(order[torch.multinomial(probabilities, 1, generator=generator)])
@@ -287,6 +294,7 @@ def stream(
     ids: list[int],
     visuals: list[Tensor],
     paint: Callable[[list[int], list[Tensor]], Tensor] | None,
+    picture_tokens: int,
     max_new_tokens: int,
     temperature: float = 0.0,
     top_p: float = 1.0,
@@ -295,21 +303,24 @@ def stream(
     """Token ids of an answer, as they come, the end of the turn not included. When a token opens a picture and `paint` is
     given, paint(ids so far, visual tokens so far) -> final latents (1, z', h, w) are yielded, the answer's context gets
     their visual tokens at t = 1, and it goes on."""
-    if temperature < 0 or not 0 < top_p <= 1 or max_new_tokens < 1:
+    if not 0 <= temperature < math.inf or not 0 < top_p <= 1 or max_new_tokens < 1:
         raise ValueError("temperature must be at least 0, top_p in (0, 1], and the number of new tokens at least 1")
     special = model.config.special
     generator = torch.Generator().manual_seed(secrets.randbits(32) if seed is None else seed)
     prefix = extend(model, None, [ids], visuals)
-    limit = model.config.qwen.max_position_embeddings
-    for _ in range(min(max_new_tokens, limit - len(ids))):
-        token = choose(model.qwen.logits(prefix.hidden)[0], temperature, top_p, generator)
-        if token == special.end_of_turn:
+    room = model.config.qwen.max_position_embeddings
+    for _ in range(max_new_tokens):
+        logits = model.qwen.logits(prefix.hidden)[0]
+        if paint:  # only a painted picture may stand at a placeholder
+            logits[[token for token in (special.image, special.image_gen, special.image_end) if token >= 0]] = -math.inf
+        token = choose(logits, temperature, top_p, generator)
+        if token == special.end_of_turn or len(ids) + picture_tokens * (token == special.image_start) >= room:
             return
         new, new_visuals = [token], []
         if token == special.image_start and paint:
             latents = paint(ids + new, visuals)
             yield latents
-            new_visuals = [model.tokenize_image(latents.to(model.dtype))[0][0]]
+            new_visuals = [model.tokenize_image(latents)[0][0]]
             new += [special.image] * len(new_visuals[0]) + [special.image_end]
         else:
             yield token
@@ -331,9 +342,8 @@ def generate_text(
     """Answers a prompt about pictures: text in, text out; ids in, ids out (the end of the turn not included)."""
     visuals = look(model, stack(images, model.config.siglip.image_size))
     row = prompt_ids(model, prompt, visuals, painting=False)
-    ids = list(stream(model, row, visuals, None, max_new_tokens, temperature, top_p, seed))
-    raw = not isinstance(prompt, str) and all(isinstance(token, int) for token in prompt)
-    return ids if raw else model.tokenizer.decode(ids).strip()
+    ids = list(stream(model, row, visuals, None, 0, max_new_tokens, temperature, top_p, seed))
+    return ids if is_ids(prompt) else model.tokenizer.decode(ids).strip()
 
 
 @torch.inference_mode()
@@ -358,6 +368,7 @@ def converse(
     settings = complete(model, **painting)
     seed = secrets.randbits(32) if seed is None else seed
     (width, height), factor = picture_size(model, size), model.config.vae.factor
+    picture_tokens = (width // model.config.multiple) * (height // model.config.multiple) + 1  # and `<im_end>`
     indices = itertools.count(first)
 
     def paint(ids: list[int], visuals: list[Tensor]) -> Tensor:
@@ -371,7 +382,7 @@ def converse(
     visuals = look(model, stack(images, model.config.siglip.image_size))
     row = prompt_ids(model, messages, visuals, painting=False)
     decoder = DecodeStream(skip_special_tokens=True)  # holds back bytes that are not a character yet
-    for piece in stream(model, row, visuals, paint, max_new_tokens, temperature, top_p, seed):
+    for piece in stream(model, row, visuals, paint, picture_tokens, max_new_tokens, temperature, top_p, seed):
         if isinstance(piece, Tensor):
             yield to_picture(model.decode_image(piece)[0])
         elif text := decoder.step(model.tokenizer.backend, piece):
@@ -387,12 +398,18 @@ def save_png(picture: Picture, path: Path, prompt: str, seed: int, settings: dic
     for key, value in (("prompt", prompt), ("seed", str(seed)), ("settings", json.dumps(settings))):
         info.add_itxt(key, value)
     partial = path.with_name(f".{path.name}.partial")
+    picture.save(partial, "PNG", pnginfo=info)
+    os.replace(partial, path)
+
+
+def make_folder(out: Path) -> None:
+    folder = out.parent if is_file(out) else out
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(partial, "PNG", pnginfo=info)
-        os.replace(partial, path)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"cannot write {path} ({error.strerror or error}); choose another --out") from None
+        raise ValueError(f"cannot write {out} ({error.strerror}); choose another --out") from None
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"cannot write {out} (no permission); choose another --out")
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -427,14 +444,19 @@ def parse_arguments() -> argparse.Namespace:
     add("--dtype", choices=("float32", "bfloat16"), help="float32 on CPUs, else as stored")
     args = parser.parse_args()
     args.answers = args.chat or bool(args.image) and not args.edit
-    painting_only = args.released or args.heatmaps or args.negative or args.num != 1
+    painting_only = args.released or args.heatmaps or args.negative is not None or args.num != 1
+    texts = [*args.prompts, args.negative or ""]
     for wrong, sentence in (
         (args.edit and (args.chat or not args.image), "--edit needs the picture to change, --image FILE, and no --chat"),
         (not args.prompts and not args.chat, "a PROMPT is missing, for example: a red circle"),
         (args.answers and painting_only, "--released, --heatmaps, --negative and --num are for painting and editing"),
         (args.num < 1, "--num must be at least 1"),
-        ((args.seed or 0) < 0, "--seed must not be negative"),
-        (is_file(args.out) and len(args.prompts) * args.num > 1, "several pictures do not fit into one file; give --out a folder"),
+        (not 0 <= (args.seed or 0) < 2**63, "--seed must be in [0, 2**63)"),
+        (any(0xD800 <= ord(c) <= 0xDFFF for text in texts for c in text), "a PROMPT is not valid UTF-8"),
+        (not all(args.prompts), "a PROMPT is empty"),
+        (args.out.suffix.lower() in (".jpg", ".jpeg", ".webp", ".gif"), "pictures are written as PNG; give --out a name.png or a folder"),
+        (is_file(args.out) and (args.chat or not args.answers and len(args.prompts) * args.num > 1),
+         "several pictures do not fit into one file; give --out a folder"),
     ):
         if wrong:
             parser.error(sentence)
@@ -446,6 +468,7 @@ def paint_all(model: Cheers, args: argparse.Namespace, settings: dict, seed: int
     size = picture_size(model, args.size)
     prompts = [prompt for prompt in args.prompts for _ in range(args.num)]
     sources = [open_picture(path) for path in args.image]
+    make_folder(args.out)  # before the work, not after it
     shared = settings | {"size": size, "grid": "released" if args.released else "exact", "negative": args.negative}
     chunk = max(1, 4 * 512 * 512 // (size[0] * size[1]))  # four official pictures at once
     for start in range(0, len(prompts), chunk):
@@ -455,7 +478,7 @@ def paint_all(model: Cheers, args: argparse.Namespace, settings: dict, seed: int
             dummy = torch.stack([released_dummy(model, seed, start + k) for k in range(len(batch))])
         pixels = generate_images(
             model, batch, seed=seed, first=start, dummy_pixels=dummy, sources=[sources] * len(batch) if args.edit else None,
-            watch=lambda step: seen.append((step.t, step.gate)), progress=True, **shared,
+            watch=(lambda step: seen.append((step.t, step.gate))) if args.heatmaps else None, progress=True, **shared,
         )
         for k, (prompt, picture) in enumerate(zip(batch, pixels)):
             path = output_path(args.out, prompt, seed, start + k)
@@ -498,6 +521,7 @@ def talk(model: Cheers, args: argparse.Namespace, settings: dict, seed: int) -> 
                 answer += piece
             else:
                 path = output_path(args.out, prompt, seed, painted)
+                make_folder(args.out)
                 save_png(piece, path, prompt, seed, settings | limits | {"index": painted})
                 images, answer, painted = [*images, piece], answer + LOOK, painted + 1
                 piece = "\n" * (shown[-1] != "\n") + f"{path}\n"
@@ -517,7 +541,11 @@ def read_line() -> str:
 
 def main() -> None:
     args = parse_arguments()
-    device = torch.device(args.device) if args.device else best_device()
+    try:
+        device = torch.device(args.device) if args.device else best_device()
+        torch.ones(1, device=device).item()
+    except Exception as error:  # each backend has its own
+        raise ValueError(f"--device {args.device} is not available here ({str(error).splitlines()[0]}); try cpu") from None
     dtype = getattr(torch, args.dtype) if args.dtype else torch.float32 if device.type == "cpu" else None
     model = Cheers.from_pretrained(args.model, device, dtype)
     settings = complete(model, steps=args.steps, guidance=args.guidance, shift=args.shift)

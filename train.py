@@ -5,7 +5,7 @@
 
 The recipe is the paper's (arXiv 2603.12793, sections 2.2 and 2.3): L_AR + L_FM, t uniform in (0, 1), text dropped with
 probability 0.2, AdamW, clipping at 1.0, the VAE frozen, its decoder's copy D trained with everything else. Metrics go to
-OUT/metrics.jsonl, sample sheets to OUT/samples-*.png, checkpoints to OUT/step-*, the finished model to OUT/model.
+OUT/metrics.jsonl, sample sheets to OUT/samples-*.png, checkpoints to OUT/vae-* and OUT/cheers-*, the finished model to OUT/model.
 """
 
 import argparse
@@ -91,7 +91,7 @@ def cheers_step(model: Cheers, micro_batches: list[data.Batch]) -> dict[str, Ten
     image_total = sum(int((batch.ids == special.image_gen).sum()) // tokens for batch in micro_batches)
     text = image = torch.zeros((), device=model.device)
     for batch in micro_batches:
-        loss = model.loss(batch.to(model.device))
+        loss = model.loss(batch)
         share_text = loss.text * (loss.text_count / max(text_total, 1))
         share_image = loss.image * (loss.image_count / max(image_total, 1))
         (share_text + share_image).backward()
@@ -107,7 +107,7 @@ def look(model: Cheers, out: Path, name: str, count: int = 8, seed: int = 0) -> 
     rng = np.random.default_rng([seed, 2])
     prompts = [shapes.task_prompts(task, count, rng) for task in shapes.TASKS]
     model.eval()
-    pixels = generate_images(model, sum(prompts, []), steps=20, seed=seed)
+    pixels = generate_images(model, sum(prompts, []), steps=20, seed=seed).cpu()
     model.train()
     scores = {
         task: float(np.mean([shapes.score(p, prompt).correct for p, prompt in zip(rows, asked)]))
@@ -143,9 +143,12 @@ def resume(out: Path, phase: str, **parts) -> int:
     folders = sorted(out.glob(f"{phase}-*"))
     if not folders:
         return 0
-    state = torch.load(folders[-1] / "state.pt", map_location="cpu", weights_only=True)
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
+    try:
+        state = torch.load(folders[-1] / "state.pt", map_location="cpu", weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+    except Exception as error:  # damaged files and other models raise many kinds
+        raise ValueError(f"cannot go on from {folders[-1]} ({error}); remove it or choose another --out") from None
     return int(folders[-1].name.rpartition("-")[2])
 
 
@@ -193,15 +196,17 @@ def fit(phase: str, model: nn.Module, batches: Dataset, step_function: Callable,
         done = step + 1
         if done % args.log_every == 0 or done == steps:
             means = {name: total / count for name, total in sums.items()}
-            rate = count * args.batch / (time.monotonic() - since)
-            line = {"phase": phase, "step": done, "lr": optimizer.param_groups[0]["lr"], "samples_per_second": rate} | means
+            rate = count / (time.monotonic() - since)
+            line = {"phase": phase, "step": done, "lr": optimizer.param_groups[0]["lr"], "steps_per_second": rate} | means
             log_line(args.out, line)
             bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()})
-            sums, count, since = {}, 0, time.monotonic()
+            sums, count = {}, 0
         if done % args.save_every == 0 or done == steps:
             save(args.out, phase, done, args.keep, model=model, optimizer=optimizer)
             if watch:
                 log_line(args.out, {"phase": phase, "step": done} | watch(done))
+        if not count:
+            since = time.monotonic()
 
 
 def main() -> None:
@@ -252,7 +257,7 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"train.py: {error}")
     except KeyboardInterrupt:
         sys.exit("\ntrain.py: interrupted; the same command goes on from the last checkpoint")

@@ -306,5 +306,22 @@ def test_a_damaged_configuration_is_named(copy):
     refused(copy, FileNotFoundError, "config.json is missing")
 
 
+@pytest.mark.parametrize(
+    "key, value, sentence",
+    [
+        ("text_config", None, "stands where a section of sizes should"),
+        ("text_config", {"hidden_size": "big"}, "hidden_size is 'big'"),
+        ("text_config", {"num_attention_heads": 5}, "do not divide"),
+        ("head_depths", 5, "head_depths is 5"),
+        ("vision_representation_config", {"patch_size": 8}, "SigLIP's patch 8 is not the VAE's factor 16"),
+    ],
+)
+def test_impossible_sizes_are_named(copy, key, value, sentence):
+    config = json.loads((copy / "config.json").read_text())
+    config[key] = config.get(key, {}) | value if isinstance(value, dict) else value
+    (copy / "config.json").write_text(json.dumps(config))
+    refused(copy, ValueError, sentence)
+
+
 def test_a_folder_that_is_not_there(tmp_path):
     refused(tmp_path / "nowhere", FileNotFoundError, "there is no folder")

@@ -249,6 +249,9 @@ BAD = {
     "no prompt": ([], "PROMPT is missing"),
     "unknown option": (["a circle", "--colour", "red"], "unrecognized arguments"),
     "no such model": (["a circle", "--model", "nowhere"], "there is no folder nowhere"),
+    "no such device": (["a circle", "--device", "nonsense"], "--device nonsense is not available"),
+    "not a PNG": (["a circle", "--out", "a.jpg"], "written as PNG"),
+    "top-p": (["What?", "--chat", "--top-p", "0"], "top_p in (0, 1]"),
     "edit without a picture": (["a circle", "--edit"], "--edit needs the picture"),
     "size": (["a circle", "--size", "33"], "multiples of 8"),
     "size in words": (["a circle", "--size", "big"], "is not a size"),
@@ -268,4 +271,4 @@ def test_bad_input_gets_one_sentence_and_leaves_nothing(case, tmp_path):
     done = run(*arguments, cwd=tmp_path)
     assert done.returncode != 0
     assert sentence in done.stderr and "Traceback" not in done.stderr
-    assert not list(tmp_path.iterdir())
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
