@@ -159,8 +159,6 @@ class Loss:
     total: Tensor
     text: Tensor         # mean over the supervised tokens
     image: Tensor        # mean over the elements of all velocities
-    text_count: int      # supervised tokens
-    image_count: int     # pictures painted
 
 
 def attention_mask(is_image: Tensor) -> Tensor:
@@ -276,7 +274,7 @@ class Cheers(nn.Module):
             grid = z_1.shape[2] // 2, z_1.shape[3] // 2
             velocity = self.velocity(h, batch.t[painted], details[painted], grid)  # (N', z', h, w)
             image = F.mse_loss(velocity.float(), (z_1 - batch.noise)[painted].float())
-        return Loss(text + image, text, image, int(supervised.sum()), len(painted))
+        return Loss(text + image, text, image)
 
     def initialise(self) -> None:
         """Random weights where no pretrained part gives them; the VAE keeps torch's own initialisation for convolutions."""
@@ -288,9 +286,7 @@ class Cheers(nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        name_or_folder: str | Path,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        name_or_folder: str | Path, device: torch.device | str | None = None, dtype: torch.dtype | None = None,
         revision: str | None = None,
     ) -> "Cheers":
         """Opens a checkpoint of the official layout: a folder, or a name on the Hugging Face hub (`ai9stars/Cheers`).
@@ -312,12 +308,8 @@ class Cheers(nn.Module):
     @classmethod
     def from_components(
         cls,
-        qwen: str | Path,
-        siglip: str | Path,
-        vae: str | Path,
-        config: CheersConfig | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype = torch.float32,
+        qwen: str | Path, siglip: str | Path, vae: str | Path, config: CheersConfig | None = None,
+        device: torch.device | str | None = None, dtype: torch.dtype = torch.float32,
     ) -> "Cheers":
         """A fresh start from Qwen2.5 and SigLIP2 (folders or hub names, Hugging Face's files) and FLUX.2's `ae.safetensors`,
         whose decoder serves twice. Projector, head and time embeddings are initialised at random.

@@ -313,19 +313,19 @@ def toy_tokenizer() -> Tokenizer:
 
 
 class ToySteps(Dataset):
-    """Item k is what step k needs: its batch, as a list of micro-batches (one of them)."""
+    """Item k is the batch of step k."""
 
     def __init__(self, steps: int, batch: int, seed: int, tokenizer: Tokenizer, config: CheersConfig):
         self.steps, self.batch, self.seed = steps, batch, seed
         self.tokenizer, self.config = tokenizer, config
 
-    def __getitem__(self, step: int) -> list[Batch]:
+    def __getitem__(self, step: int) -> Batch:
         # The world widens: one object, then two, then all four.
         progress = step / self.steps
         objects = 1 if progress < 0.12 else 2 if progress < 0.45 else 4
         lines = range(step * self.batch, (step + 1) * self.batch)
         samples = [toy_sample(line, objects, self.seed, self.tokenizer, self.config) for line in lines]
-        return [collate(samples, self.config)]
+        return collate(samples, self.config)
 
 
 class ToyPictures(Dataset):

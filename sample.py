@@ -200,22 +200,12 @@ def prompt_ids(model: Cheers, prompt: Prompt, visuals: list[Tensor], painting: b
 
 @torch.inference_mode()
 def generate_images(
-    model: Cheers,
-    prompts: list[Prompt],
-    *,
-    steps: int | None = None,
-    guidance: float | None = None,
-    shift: float | None = None,
-    size: int | tuple[int, int] | None = None,
-    seed: int | None = None,
-    noise: Tensor | None = None,
-    negative: Prompt | None = None,
-    sources: list[Picture | list[Picture]] | Tensor | None = None,
-    grid: str = "exact",
-    dummy_pixels: Tensor | None = None,
-    first: int = 0,
-    watch: Callable[[Step], None] | None = None,
-    progress: bool = False,
+    model: Cheers, prompts: list[Prompt],
+    *, steps: int | None = None, guidance: float | None = None, shift: float | None = None,
+    size: int | tuple[int, int] | None = None, seed: int | None = None, noise: Tensor | None = None,
+    negative: Prompt | None = None, sources: list[Picture | list[Picture]] | Tensor | None = None,
+    grid: str = "exact", dummy_pixels: Tensor | None = None,
+    first: int = 0, watch: Callable[[Step], None] | None = None, progress: bool = False,
 ) -> Tensor:
     """Paints one picture per prompt -> (B, 3, H, W) in [0, 1], float32. Raises ValueError for settings that cannot be.
 
@@ -290,15 +280,8 @@ def choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Ge
 
 
 def stream(
-    model: Cheers,
-    ids: list[int],
-    visuals: list[Tensor],
-    paint: Callable[[list[int], list[Tensor]], Tensor] | None,
-    picture_tokens: int,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int | None = None,
+    model: Cheers, ids: list[int], visuals: list[Tensor], paint: Callable[[list[int], list[Tensor]], Tensor] | None,
+    picture_tokens: int, max_new_tokens: int, temperature: float, top_p: float, seed: int | None,
 ) -> Iterator[int | Tensor]:
     """Token ids of an answer, as they come, the end of the turn not included. When a token opens a picture and `paint` is
     given, paint(ids so far, visual tokens so far) -> final latents (1, z', h, w) are yielded, the answer's context gets
@@ -330,14 +313,8 @@ def stream(
 
 @torch.inference_mode()
 def generate_text(
-    model: Cheers,
-    prompt: Prompt,
-    images: list[Picture] | Tensor | None = None,
-    *,
-    max_new_tokens: int = 512,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int | None = None,
+    model: Cheers, prompt: Prompt, images: list[Picture] | Tensor | None = None,
+    *, max_new_tokens: int = 512, temperature: float = 0.0, top_p: float = 1.0, seed: int | None = None,
 ) -> str | list[int]:
     """Answers a prompt about pictures: text in, text out; ids in, ids out (the end of the turn not included)."""
     visuals = look(model, stack(images, model.config.siglip.image_size))
@@ -348,18 +325,9 @@ def generate_text(
 
 @torch.inference_mode()
 def converse(
-    model: Cheers,
-    messages: list[dict[str, str]],
-    images: list[Picture] | Tensor | None = None,
-    *,
-    seed: int | None = None,
-    size: int | tuple[int, int] | None = None,
-    first: int = 0,
-    progress: bool = False,
-    max_new_tokens: int = 512,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    **painting: float | None,
+    model: Cheers, messages: list[dict[str, str]], images: list[Picture] | Tensor | None = None,
+    *, max_new_tokens: int = 512, temperature: float = 0.0, top_p: float = 1.0, seed: int | None = None,
+    size: int | tuple[int, int] | None = None, first: int = 0, progress: bool = False, **painting: float | None,
 ) -> Iterator[str | Picture]:
     """The assistant's next turn: yields pieces of text and pictures in the order they arise. An answer that opens
     `<im_start>` paints there, on all that was said before, and goes on; its k-th picture is fixed by (seed, first + k).
@@ -475,7 +443,8 @@ def paint_all(model: Cheers, args: argparse.Namespace, settings: dict, seed: int
         batch, seen = prompts[start : start + chunk], []
         dummy = None
         if args.released and not args.edit:
-            dummy = torch.stack([released_dummy(model, seed, start + k) for k in range(len(batch))])
+            indices = range(start, start + len(batch))
+            dummy = torch.stack([released_dummy(seed, k, model.config.siglip.image_size) for k in indices])
         pixels = generate_images(
             model, batch, seed=seed, first=start, dummy_pixels=dummy, sources=[sources] * len(batch) if args.edit else None,
             watch=(lambda step: seen.append((step.t, step.gate))) if args.heatmaps else None, progress=True, **shared,
@@ -491,10 +460,10 @@ def paint_all(model: Cheers, args: argparse.Namespace, settings: dict, seed: int
             print(path, flush=True)
 
 
-def released_dummy(model: Cheers, seed: int, index: int) -> Tensor:
+def released_dummy(seed: int, index: int, side: int) -> Tensor:
     """The picture of noise that the released code puts before prompts without pictures, here with a seed: (3, S, S)."""
     noise = np.random.default_rng([seed, index, 1]).integers(0, 256, (256, 256, 3), dtype=np.uint8)
-    return to_pixels(fit_inside(Image.fromarray(noise), model.config.siglip.image_size))
+    return to_pixels(fit_inside(Image.fromarray(noise), side))
 
 
 def is_file(out: Path) -> bool:

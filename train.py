@@ -82,21 +82,11 @@ def measure_latents(vae: VAE, pictures: data.ToyPictures) -> None:
     vae.bn.running_var.copy_(latents.var(dim=(0, 2, 3)))
 
 
-def cheers_step(model: Cheers, micro_batches: list[data.Batch]) -> dict[str, Tensor]:
-    """The training step: losses of all micro-batches weighted by the whole batch's counts, so that it does not matter how
-    the batch is cut."""
-    special = model.config.special
-    tokens = (model.config.siglip.image_size // model.config.multiple) ** 2
-    text_total = sum(int((batch.labels[:, 1:] != data.IGNORE).sum()) for batch in micro_batches)
-    image_total = sum(int((batch.ids == special.image_gen).sum()) // tokens for batch in micro_batches)
-    text = image = torch.zeros((), device=model.device)
-    for batch in micro_batches:
-        loss = model.loss(batch)
-        share_text = loss.text * (loss.text_count / max(text_total, 1))
-        share_image = loss.image * (loss.image_count / max(image_total, 1))
-        (share_text + share_image).backward()
-        text, image = text + share_text.detach(), image + share_image.detach()
-    return {"loss": text + image, "text": text, "image": image}
+def cheers_step(model: Cheers, batch: data.Batch) -> dict[str, Tensor]:
+    """The training step: L_total = L_AR + λ·L_FM of one batch, and its gradients."""
+    loss = model.loss(batch)
+    loss.total.backward()
+    return {"loss": loss.total.detach(), "text": loss.text.detach(), "image": loss.image.detach()}
 
 
 # ---- looking at the result -------------------------------------------------------------------------------------

@@ -62,7 +62,6 @@ def test_the_losses_match_the_release(golden, golden_model):
     close(loss.text, g["loss.text"])
     close(loss.image, g["loss.image"])
     close(loss.total, g["loss.total"])
-    assert (loss.text_count, loss.image_count) == (4, 2)
 
 
 def test_the_predicted_velocity_matches_the_release(golden, golden_model):
