@@ -23,21 +23,18 @@ HELD_OUT_TASKS = ("colors", "color_attr")  # the tasks that name colours
 BATCH = 50
 
 
-def paint_and_score(model: Cheers, prompts: list[str], seed: int, name: str, out: Path) -> list[shapes.Score]:
-    """One picture per prompt; the first go to OUT/NAME.png, in rows of ten."""
+def paint_and_score(model: Cheers, prompts: list[str], seed: int, name: str) -> tuple[list[shapes.Score], list[torch.Tensor]]:
+    """One picture per prompt -> scores, and the first ten pictures."""
     scores, first = [], []
     bar = tqdm(total=len(prompts), desc=name, unit="picture")
     for start in range(0, len(prompts), BATCH):
         batch = prompts[start : start + BATCH]
         pixels = generate_images(model, batch, seed=seed, first=start).cpu()
         scores += [shapes.score(picture, prompt) for picture, prompt in zip(pixels, batch)]
-        first += list(pixels[: max(0, 20 - start)])
+        first += list(pixels[: max(0, 10 - start)])
         bar.update(len(batch))
     bar.close()
-    first = torch.stack(first)
-    columns = min(10, len(first))
-    contact_sheet(first[: len(first) // columns * columns], columns).save(out / f"{name}.png")
-    return scores
+    return scores, first
 
 
 def answer_questions(model: Cheers, count: int, seed: int, held_out: bool) -> list[bool]:
@@ -51,8 +48,9 @@ def answer_questions(model: Cheers, count: int, seed: int, held_out: bool) -> li
 
 
 def evaluate_shapes(model: Cheers, out: Path, limit: int, seed: int) -> list[dict]:
-    """Rows {"name", "value", "error", "count", "prompts"}: the six tasks, overall, held-out, questions, outline error."""
-    rows, outlines = [], []
+    """Rows {"name", "value", "error", "count", "prompts"}: the six tasks, overall, held-out, questions, outline error.
+    OUT/samples.png shows ten pictures of each task, a row per task."""
+    rows, outlines, pictures = [], [], []
 
     def row(name: str, results: list[bool], prompts: int | None = None) -> None:
         p, n = float(np.mean(results)), len(results)
@@ -63,7 +61,8 @@ def evaluate_shapes(model: Cheers, out: Path, limit: int, seed: int) -> list[dic
         for i, task in enumerate(tasks):
             name = task + " (held out)" * held_out
             prompts = shapes.task_prompts(task, limit, np.random.default_rng([seed, i, held_out]), held_out)
-            scores = paint_and_score(model, prompts, seed, f"{task}-held-out" if held_out else task, out)
+            scores, first = paint_and_score(model, prompts, seed, name)
+            pictures += [] if held_out else first
             row(name, [score.correct for score in scores], len(set(prompts)))
             everything[held_out].append(rows[-1])
             outlines += [score.outline_error for score in scores if np.isfinite(score.outline_error)]
@@ -75,6 +74,7 @@ def evaluate_shapes(model: Cheers, out: Path, limit: int, seed: int) -> list[dic
             "count": sum(part["count"] for part in parts),
             "prompts": sum(part["prompts"] for part in parts),
         })
+    contact_sheet(torch.stack(pictures), min(10, limit)).save(out / "samples.png")
     row("questions", answer_questions(model, 10 * limit, seed, False))
     row("questions on held-out pictures", answer_questions(model, 2 * limit, seed, True))
     mean, spread = float(np.mean(outlines or [np.nan])), float(np.std(outlines or [np.nan]) / max(len(outlines), 1) ** 0.5)

@@ -16,7 +16,8 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -92,8 +93,8 @@ def cheers_step(model: Cheers, batch: data.Batch) -> dict[str, Tensor]:
 # ---- looking at the result -------------------------------------------------------------------------------------
 
 
-def look(model: Cheers, out: Path, name: str, count: int = 8, seed: int = 0) -> dict[str, float]:
-    """Paints `count` pictures for each of the six tasks -> OUT/samples-NAME.png (a row per task), and each task's score."""
+def look(model: Cheers, out: Path, step: int, count: int = 8, seed: int = 0) -> dict[str, float]:
+    """Paints `count` pictures for each of the six tasks -> OUT/samples-STEP.png (a row per task), and each task's score."""
     rng = np.random.default_rng([seed, 2])
     prompts = [shapes.task_prompts(task, count, rng) for task in shapes.TASKS]
     model.eval()
@@ -103,7 +104,7 @@ def look(model: Cheers, out: Path, name: str, count: int = 8, seed: int = 0) -> 
         task: float(np.mean([shapes.score(p, prompt).correct for p, prompt in zip(rows, asked)]))
         for task, asked, rows in zip(shapes.TASKS, prompts, pixels.split(count))
     }
-    data.contact_sheet(pixels, count).save(out / f"samples-{name}.png")
+    data.contact_sheet(pixels, count).save(out / f"samples-{step:07d}.png")
     return scores | {"overall": float(np.mean(list(scores.values())))}
 
 
@@ -118,12 +119,12 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 
 def save(out: Path, phase: str, step: int, keep: int, **parts) -> None:
     """A checkpoint is complete or invisible: written under another name, then renamed. The newest `keep` stay."""
-    partial, folder = out / ".partial", out / f"{phase}-{step:07d}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    torch.save({name: part.state_dict() for name, part in parts.items()}, partial / "state.pt")
+    unfinished, folder = out / ".partial", out / f"{phase}-{step:07d}"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    torch.save({name: part.state_dict() for name, part in parts.items()}, unfinished / "state.pt")
     shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
+    os.replace(unfinished, folder)
     for old in sorted(out.glob(f"{phase}-*"))[:-keep]:
         shutil.rmtree(old)
 
@@ -150,14 +151,10 @@ def log_line(out: Path, line: dict) -> None:
 @contextmanager
 def compute(device: torch.device) -> Iterator[None]:
     """bf16 compute with fp32 weights, where the hardware has it."""
-    if device.type != "cpu":
-        with torch.autocast(device.type, torch.bfloat16):
-            yield
-        return
-    capable = torch.cpu.get_capabilities()
-    fast = any(capable.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    on_cpu, cpu = device.type == "cpu", torch.cpu.get_capabilities()
+    fast = not on_cpu or any(cpu.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     # On CPUs the plain attention kernel has the faster backward at the tiny model's sizes.
-    with torch.autocast("cpu", torch.bfloat16, enabled=fast), sdpa_kernel(SDPBackend.MATH):
+    with torch.autocast(device.type, torch.bfloat16, fast), sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext():
         yield
 
 
@@ -232,14 +229,13 @@ def main() -> None:
         parser.error(f"cannot write {args.out} ({error.strerror}); choose another --out")
     if not args.init:
         pictures = data.ToyPictures(2 * args.batch, model.config, args.seed)
-        fit("vae", model.vae, pictures, lambda item: vae_step(model.vae, item), args.vae_steps, args)
+        fit("vae", model.vae, pictures, partial(vae_step, model.vae), args.vae_steps, args)
         measure_latents(model.vae, pictures)
         model.pixel_decoder.load_state_dict(model.vae.state_dict(), strict=False)
     model.vae.requires_grad_(False)
     model.train()
     batches = data.ToySteps(args.steps, args.batch, args.seed, model.tokenizer, model.config)
-    watch = lambda step: look(model, args.out, f"{step:07d}")
-    fit("cheers", model, batches, lambda item: cheers_step(model, item), args.steps, args, watch)
+    fit("cheers", model, batches, partial(cheers_step, model), args.steps, args, partial(look, model, args.out))
     model.eval().to(torch.bfloat16).save_pretrained(args.out / "model")
     print(args.out / "model")
 
