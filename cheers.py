@@ -84,8 +84,7 @@ class CheersConfig:
                     raise ValueError(f"config.json: {name} is {value!r}, which is not like {default!r}")
             return kind(**values)
 
-        encoder = config.get("vae_encoder_config", {})
-        vae = read(VAEConfig, encoder)
+        vae = read(VAEConfig, encoder := config.get("vae_encoder_config", {}))
         siglip = read(SigLIPConfig, config.get("vision_representation_config", {}))
         if vae != read(VAEConfig, config.get("vae_decoder_config", encoder)):
             raise ValueError("config.json: vae_encoder_config and vae_decoder_config differ; Cheers has one VAE")

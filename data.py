@@ -329,15 +329,18 @@ class ToySteps(Dataset):
 
 
 class ToyPictures(Dataset):
-    """Item k is what VAE step k needs: pictures (B, 3, S, S), and the noise that samples their latents."""
+    """Item k is what VAE step k needs: pictures (B, 3, S, S), noise for their latents, a time for each (B, 1, 1, 1), and
+    whether half of the steps are done."""
 
-    def __init__(self, batch: int, config: CheersConfig, seed: int):
-        self.batch, self.config, self.seed = batch, config, seed
+    def __init__(self, steps: int, batch: int, config: CheersConfig, seed: int):
+        self.steps, self.batch, self.config, self.seed = steps, batch, config, seed
 
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         rng = np.random.default_rng([self.seed, 1, step])
         side, vae = self.config.siglip.image_size, self.config.vae
         pictures = [shapes.draw(shapes.random_scene(rng), side) for _ in range(self.batch)]
         grid = PATCH * side // vae.factor
         noise = rng.standard_normal((self.batch, vae.z_channels, grid, grid), dtype=np.float32)
-        return torch.stack([to_pixels(picture) for picture in pictures]), torch.from_numpy(noise)
+        t = torch.from_numpy(rng.random((self.batch, 1, 1, 1), dtype=np.float32))
+        late = torch.tensor(2 * step >= self.steps)
+        return torch.stack([to_pixels(picture) for picture in pictures]), torch.from_numpy(noise), t, late

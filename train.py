@@ -60,17 +60,22 @@ def tiny_model() -> Cheers:
 
 
 def vae_step(vae: VAE, item: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-    """L1 + L2 reconstruction of sampled latents, and a small pull of the posterior towards N(0, 1)."""
+    """L1 + L2 reconstruction of sampled latents, and a small pull of the posterior towards N(0, 1). In the second half also
+    E(D(z_t)) = z_t: a decoder of clean scenes only turns noise into a plain background, from which no velocity can be read."""
     device = vae.bn.running_mean.device
-    pixels, noise = (part.to(device) for part in item)
+    pixels, noise, t, late = (part.to(device) for part in item)
     mean, log_variance = vae.encoder(pixels).chunk(2, dim=1)
     log_variance = log_variance.float().clamp(-20, 10)
     reconstruction = vae.decoder(mean + noise * torch.exp(0.5 * log_variance)).float()
     kl = 0.5 * (mean.float() ** 2 + log_variance.exp() - 1 - log_variance).mean()
     squared = F.mse_loss(reconstruction, pixels)
-    total = squared + 0.1 * F.l1_loss(reconstruction, pixels) + 5e-5 * kl
+    z_1 = mean.detach()
+    center, spread = z_1.mean((0, 2, 3), keepdim=True), z_1.std((0, 2, 3), keepdim=True) + 1e-6
+    z_t = t * z_1 + (1 - t) * (center + spread * noise)
+    cycle = ((vae.encoder(vae.decoder(z_t)).chunk(2, dim=1)[0] - z_t) / spread).square().mean()  # E(D(z_t)) = z_t
+    total = squared + 0.1 * F.l1_loss(reconstruction, pixels) + 5e-5 * kl + late * 0.02 * cycle
     total.backward()
-    return {"loss": total.detach(), "psnr": -10 * squared.detach().log10(), "kl": kl.detach()}
+    return {"loss": total.detach(), "psnr": -10 * squared.detach().log10(), "cycle": cycle.detach()}
 
 
 @torch.no_grad()
@@ -184,8 +189,7 @@ def fit(phase: str, model: nn.Module, batches: Dataset, step_function: Callable,
         if done % args.log_every == 0 or done == steps:
             means = {name: total / count for name, total in sums.items()}
             rate = count / (time.monotonic() - since)
-            line = {"phase": phase, "step": done, "lr": optimizer.param_groups[0]["lr"], "steps_per_second": rate} | means
-            log_line(args.out, line)
+            log_line(args.out, {"phase": phase, "step": done, "lr": group["lr"], "steps_per_second": rate} | means)
             bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()})
             sums, count = {}, 0
         if done % args.save_every == 0 or done == steps:
@@ -215,7 +219,7 @@ def main() -> None:
     for name in ("steps", "vae_steps", "batch", "save_every", "log_every", "keep"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
-    if args.lr is not None and not 0 < args.lr < math.inf or args.seed < 0:
+    if not 0 < (args.lr or 1) < math.inf or args.seed < 0:
         parser.error("--lr must be positive and --seed not negative")
     torch.set_flush_denormal(True)  # denormal numbers are many times slower on CPUs
     torch.manual_seed(args.seed)
@@ -228,7 +232,7 @@ def main() -> None:
     except OSError as error:
         parser.error(f"cannot write {args.out} ({error.strerror}); choose another --out")
     if not args.init:
-        pictures = data.ToyPictures(2 * args.batch, model.config, args.seed)
+        pictures = data.ToyPictures(args.vae_steps, 2 * args.batch, model.config, args.seed)
         fit("vae", model.vae, pictures, partial(vae_step, model.vae), args.vae_steps, args)
         measure_latents(model.vae, pictures)
         model.pixel_decoder.load_state_dict(model.vae.state_dict(), strict=False)
