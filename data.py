@@ -335,12 +335,11 @@ class ToyPictures(Dataset):
     def __init__(self, steps: int, batch: int, config: CheersConfig, seed: int):
         self.steps, self.batch, self.config, self.seed = steps, batch, config, seed
 
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor, Tensor, bool]:
         rng = np.random.default_rng([self.seed, 1, step])
         side, vae = self.config.siglip.image_size, self.config.vae
         pictures = [shapes.draw(shapes.random_scene(rng), side) for _ in range(self.batch)]
         grid = PATCH * side // vae.factor
         noise = rng.standard_normal((self.batch, vae.z_channels, grid, grid), dtype=np.float32)
         t = torch.from_numpy(rng.random((self.batch, 1, 1, 1), dtype=np.float32))
-        late = torch.tensor(2 * step >= self.steps)
-        return torch.stack([to_pixels(picture) for picture in pictures]), torch.from_numpy(noise), t, late
+        return torch.stack([to_pixels(picture) for picture in pictures]), torch.from_numpy(noise), t, 2 * step >= self.steps

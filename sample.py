@@ -231,8 +231,9 @@ def generate_images(
         if len(sources) != len(prompts) or width != height or steps < 1:
             raise ValueError("editing needs a source picture for each prompt, a square size and at least 2 steps")
         pixels = [stack(s[None] if isinstance(s, Tensor) else s if isinstance(s, list) else [s], width) for s in sources]
-        visuals = [look(model, p) for p in pixels]
-        z_source = torch.cat([model.encode_image(p[0][None]) for p in pixels]).float()
+        encoded = [[model.encode_image(p[None]) for p in row] for row in pixels]
+        visuals = [[model.tokenize_image(z)[0][0] for z in row] for row in encoded]
+        z_source = torch.cat([row[0] for row in encoded]).float()
         shape = tuple(z_source.shape[1:])
 
     rows = [prompt_ids(model, p, v, painting=True) for p, v in zip(prompts, visuals)]

@@ -59,21 +59,23 @@ def tiny_model() -> Cheers:
 # ---- one step of each phase ------------------------------------------------------------------------------------
 
 
-def vae_step(vae: VAE, item: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+def vae_step(vae: VAE, item: tuple[Tensor, Tensor, Tensor, bool]) -> dict[str, Tensor]:
     """L1 + L2 reconstruction of sampled latents, and a small pull of the posterior towards N(0, 1). In the second half also
     E(D(z_t)) = z_t: a decoder of clean scenes only turns noise into a plain background, from which no velocity can be read."""
-    device = vae.bn.running_mean.device
-    pixels, noise, t, late = (part.to(device) for part in item)
+    *tensors, late = item
+    pixels, noise, t = (part.to(vae.bn.running_mean.device) for part in tensors)
     mean, log_variance = vae.encoder(pixels).chunk(2, dim=1)
     log_variance = log_variance.float().clamp(-20, 10)
     reconstruction = vae.decoder(mean + noise * torch.exp(0.5 * log_variance)).float()
     kl = 0.5 * (mean.float() ** 2 + log_variance.exp() - 1 - log_variance).mean()
     squared = F.mse_loss(reconstruction, pixels)
-    z_1 = mean.detach()
-    center, spread = z_1.mean((0, 2, 3), keepdim=True), z_1.std((0, 2, 3), keepdim=True) + 1e-6
-    z_t = t * z_1 + (1 - t) * (center + spread * noise)
-    cycle = ((vae.encoder(vae.decoder(z_t)).chunk(2, dim=1)[0] - z_t) / spread).square().mean()  # E(D(z_t)) = z_t
-    total = squared + 0.1 * F.l1_loss(reconstruction, pixels) + 5e-5 * kl + late * 0.02 * cycle
+    cycle = torch.zeros_like(squared)
+    if late:
+        z_1 = mean.detach()
+        center, spread = z_1.mean((0, 2, 3), keepdim=True), z_1.std((0, 2, 3), keepdim=True) + 1e-6
+        z_t = t * z_1 + (1 - t) * (center + spread * noise)
+        cycle = ((vae.encoder(vae.decoder(z_t)).chunk(2, dim=1)[0] - z_t) / spread).square().mean()
+    total = squared + 0.1 * F.l1_loss(reconstruction, pixels) + 5e-5 * kl + 0.02 * cycle
     total.backward()
     return {"loss": total.detach(), "psnr": -10 * squared.detach().log10(), "cycle": cycle.detach()}
 
@@ -81,9 +83,8 @@ def vae_step(vae: VAE, item: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
 @torch.no_grad()
 def measure_latents(vae: VAE, pictures: data.ToyPictures) -> None:
     """Stores mean and variance of every latent channel, so that latents are normalised from here on."""
-    device = vae.bn.running_mean.device
-    means = [vae.encoder(pictures[1_000_000 + k][0].to(device)).chunk(2, dim=1)[0] for k in range(32)]  # unseen ones
-    latents = F.pixel_unshuffle(torch.cat(means), PATCH)
+    unseen = [pictures[1_000_000 + k][0].to(vae.bn.running_mean.device) for k in range(32)]
+    latents = F.pixel_unshuffle(torch.cat([vae.encoder(pixels).chunk(2, dim=1)[0] for pixels in unseen]), PATCH)
     vae.bn.running_mean.copy_(latents.mean(dim=(0, 2, 3)))
     vae.bn.running_var.copy_(latents.var(dim=(0, 2, 3)))
 
@@ -118,8 +119,7 @@ def look(model: Cheers, out: Path, step: int, count: int = 8, seed: int = 0) -> 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
     """Warm-up over 2 % of the steps, then a cosine to zero."""
-    warmup = max(1, round(0.02 * steps))
-    return peak * min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / steps))
+    return peak * min((step + 1) / max(1, round(0.02 * steps)), 0.5 + 0.5 * math.cos(math.pi * step / steps))
 
 
 def save(out: Path, phase: str, step: int, keep: int, **parts) -> None:
@@ -201,9 +201,8 @@ def fit(phase: str, model: nn.Module, batches: Dataset, step_function: Callable,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain, allow_abbrev=False)
     add = parser.add_argument
     add("--init", metavar="NAME|FOLDER", help="checkpoint to train further; the tiny model from nothing when left out")
     add("--out", type=Path, default=Path("runs/tiny"), metavar="DIR", help="a run that is there already goes on")
@@ -219,7 +218,7 @@ def main() -> None:
     for name in ("steps", "vae_steps", "batch", "save_every", "log_every", "keep"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
-    if not 0 < (args.lr or 1) < math.inf or args.seed < 0:
+    if args.lr is not None and not 0 < args.lr < math.inf or args.seed < 0:
         parser.error("--lr must be positive and --seed not negative")
     torch.set_flush_denormal(True)  # denormal numbers are many times slower on CPUs
     torch.manual_seed(args.seed)

@@ -84,6 +84,7 @@ def test_init_trains_a_checkpoint_further_and_leaves_the_vae_alone(tmp_path):
     "arguments, sentence",
     [
         (["--steps", "0"], "--steps must be at least 1"),
+        (["--lr", "0"], "--lr must be positive"),
         (["--init", "nowhere"], "there is no folder nowhere"),
         (["--out", "/proc/no"], "cannot write"),
         (["--stepps", "3"], "unrecognized arguments"),
