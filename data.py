@@ -255,7 +255,7 @@ def generation(rng: np.random.Generator, objects: int, side: int):
 
 def understanding(rng: np.random.Generator, objects: int, side: int):
     scene = shapes.random_scene(rng, objects)
-    pairs = [shapes.question(scene, rng) for _ in range(2)]
+    pairs = [*(shapes.question(scene, rng) for _ in range(2)), ("Describe the image.", shapes.describe(scene))]
     pairs[0] = (f"{LOOK}\n{pairs[0][0]}", pairs[0][1])
     return [turn for ask, answer in pairs for turn in (human(ask), gpt(answer))], [shapes.draw(scene, side)]
 
@@ -281,9 +281,9 @@ def text_only(rng: np.random.Generator, objects: int, side: int):
 # source -> weight in the mix and its maker
 TOY_SOURCES: tuple[tuple[float, Callable], ...] = (
     (0.60, generation),
-    (0.22, understanding),
-    (0.12, editing),
-    (0.04, sentence_and_picture),
+    (0.25, understanding),
+    (0.10, editing),
+    (0.03, sentence_and_picture),
     (0.02, text_only),
 )
 
@@ -322,7 +322,7 @@ class ToySteps(Dataset):
     def __getitem__(self, step: int) -> Batch:
         # The world widens: one object, then two, then all four.
         progress = step / self.steps
-        objects = 1 if progress < 0.12 else 2 if progress < 0.45 else 4
+        objects = 1 if progress < 0.08 else 2 if progress < 0.35 else 4
         lines = range(step * self.batch, (step + 1) * self.batch)
         samples = [toy_sample(line, objects, self.seed, self.tokenizer, self.config) for line in lines]
         return collate(samples, self.config)

@@ -113,7 +113,7 @@ def parse_prompt(text):
 
 # Radii (smallest, largest) for one to four objects. Each object keeps to its cell, a square of half side CELL * radius
 # into which every shape fits, so that an edit can swap shapes in place.
-RADII, CELL = ((0.20, 0.30), (0.16, 0.22), (0.14, 0.17), (0.12, 0.15)), 1.2
+RADII, CELL = ((0.24, 0.34), (0.17, 0.20), (0.15, 0.17), (0.13, 0.16)), 1.2
 MARGIN, GAP = 1 / 32, 2 / 32  # between a cell and the border of the picture, and between two cells
 
 
@@ -134,19 +134,20 @@ def place(counts, relation, rng):
     """Lists of centres (n, 2) and radii (n,) for n = sum(counts) objects: apart, inside, and as related."""
     radii = rng.uniform(*RADII[sum(counts) - 1], sum(counts))
     one, other = np.triu_indices(len(radii), 1)
-    while True:  # of 64 random layouts take the first that meets all conditions
-        layouts = rng.random((64, len(radii), 2))
+    while True:  # of 256 random layouts take the roomiest that meets all conditions
+        layouts = rng.random((256, len(radii), 2))
         if relation:  # sorted along the axis, so that the first group is on its side to begin with
             order = np.argsort(-(layouts @ np.array(RELATIONS[relation])), axis=1)
             layouts = np.take_along_axis(layouts, order[..., None], axis=1)
         border = (MARGIN + CELL * radii)[:, None]
         layouts = border + layouts * (1 - 2 * border)
-        distances = np.abs(layouts[:, one] - layouts[:, other]).max(-1)
-        good = (distances >= CELL * (radii[one] + radii[other]) + GAP).all(-1)
+        gaps = np.abs(layouts[:, one] - layouts[:, other]).max(-1) - CELL * (radii[one] + radii[other]) - GAP
+        margins = 0.5 - np.abs(layouts - 0.5).max(-1) - border[:, 0]
+        room = np.concatenate([gaps, margins], axis=1).min(1)
         if relation:
-            good &= clearly_related(layouts[:, :counts[0]], layouts[:, counts[0]:], relation)
-        if good.any():
-            return layouts[good.argmax()].tolist(), radii.tolist()
+            room[~clearly_related(layouts[:, :counts[0]], layouts[:, counts[0]:], relation)] = -1
+        if room.max() >= 0:
+            return layouts[room.argmax()].tolist(), radii.tolist()
         radii = np.maximum(0.95 * radii, 0.12)  # crowded: a little smaller next time
 
 
