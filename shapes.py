@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import permutations, product
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFilter
 
 SHAPES = ("circle", "square", "triangle", "star")
@@ -81,14 +82,16 @@ class Scene:
     @property
     def groups(self):
         """The one or two groups, in the order in which they first appear among the objects."""
-        counts = Counter((o.color, o.shape) for o in self.objects)
-        return tuple(Group(count, *pair) for pair, count in counts.items())
+        return tuple(Group(n, *pair) for pair, n in Counter((o.color, o.shape) for o in self.objects).items())
 
     @property
-    def relation(self):
-        """How the first group clearly lies to the second, or None."""
-        centres = [np.array([(o.x, o.y) for o in self.objects if g.fits(o)]) for g in self.groups]
-        return next((r for r in RELATIONS if len(centres) == 2 and clearly_related(*centres, r)), None)
+    def views(self):
+        """All that is true of the scene, as one Specification for each group, in which that group comes first."""
+        groups = self.groups
+        centres = [np.array([(o.x, o.y) for o in self.objects if g.fits(o)]) for g in groups]
+        relation = next((r for r in RELATIONS if len(groups) == 2 and clearly_related(*centres, r)), None)
+        views = (groups, relation), (groups[::-1], OPPOSITE[relation])
+        return [Specification(*view, self.background) for view in views[:len(groups)]]
 
 
 GROUPS = {group.text: group for group in (Group(*kind) for kind in product((1, 2, 3, 4), (None, *COLORS), SHAPES))}
@@ -130,12 +133,16 @@ def clearly_related(first, second, relation):
     return apart & (offset @ direction >= 0.8 * np.hypot(offset[..., 0], offset[..., 1]))
 
 
-def place(counts, relation, rng):
-    """Lists of centres (n, 2) and radii (n,) for n = sum(counts) objects: apart, inside, and as related."""
-    radii = rng.uniform(*RADII[sum(counts) - 1], sum(counts))
-    one, other = np.triu_indices(len(radii), 1)
+def compose(specification: Specification, rng: Generator) -> Scene:
+    """A random Scene that satisfies the specification; a held-out pair appears only where that names it."""
+    kinds, first, relation = [], specification.groups[0].count, specification.relation
+    for group in specification.groups:
+        color = group.color or pick(rng, [c for c, s in ALLOWED if s == group.shape])
+        kinds += group.count * [(group.shape, color)]
+    radii = rng.uniform(*RADII[len(kinds) - 1], len(kinds))
+    one, other = np.triu_indices(len(kinds), 1)
     while True:  # of 256 random layouts take the roomiest that meets all conditions
-        layouts = rng.random((256, len(radii), 2))
+        layouts = rng.random((256, len(kinds), 2))
         if relation:  # sorted along the axis, so that the first group is on its side to begin with
             order = np.argsort(-(layouts @ np.array(RELATIONS[relation])), axis=1)
             layouts = np.take_along_axis(layouts, order[..., None], axis=1)
@@ -145,19 +152,12 @@ def place(counts, relation, rng):
         margins = 0.5 - np.abs(layouts - 0.5).max(-1) - border[:, 0]
         room = np.concatenate([gaps, margins], axis=1).min(1)
         if relation:
-            room[~clearly_related(layouts[:, :counts[0]], layouts[:, counts[0]:], relation)] = -1
+            room[~clearly_related(layouts[:, :first], layouts[:, first:], relation)] = -1
         if room.max() >= 0:
-            return layouts[room.argmax()].tolist(), radii.tolist()
+            break
         radii = np.maximum(0.95 * radii, 0.12)  # crowded: a little smaller next time
-
-
-def compose(specification, rng):
-    """A random Scene that satisfies the specification; a held-out pair appears only where that names it."""
-    groups = [replace(g, color=g.color or pick(rng, [c for c, s in ALLOWED if s == g.shape]))
-              for g in specification.groups]
-    positions, radii = place([group.count for group in groups], specification.relation, rng)
-    kinds = [(group.shape, group.color) for group in groups for _ in range(group.count)]
-    objects = tuple(Object(*kind, *position, radius) for kind, position, radius in zip(kinds, positions, radii))
+    places = zip(kinds, layouts[room.argmax()].tolist(), radii.tolist())
+    objects = tuple(Object(*kind, *position, radius) for kind, position, radius in places)
     return Scene(objects, specification.background or pick(rng, BACKGROUNDS))
 
 
@@ -206,25 +206,22 @@ def draw(scene, side=32):
 
 # ---- describing, asking, editing -------------------------------------------------------------------------------------
 
-def describe(scene):
-    """The one full caption (str). It depends on nothing that the picture does not show: of two groups the left or upper
-    one comes first, or where neither is clear, the one earlier in SHAPES, then in COLORS."""
-    groups, relation = scene.groups, scene.relation
-    if relation in ("right of", "below"):
-        groups, relation = groups[::-1], OPPOSITE[relation]
-    elif relation is None:
-        groups = tuple(sorted(groups, key=lambda g: (SHAPES.index(g.shape), list(COLORS).index(g.color))))
-    return Specification(groups, relation, scene.background).text
+def describe(scene: Scene) -> str:
+    """The one full caption. It depends on nothing that the picture does not show: of two groups the left or upper one
+    comes first, or where neither is clear, the one earlier in SHAPES, then in COLORS."""
+    kinds = [(color, shape) for shape in SHAPES for color in COLORS]
+    return min(scene.views, key=lambda view: (view.relation in ("right of", "below"),
+                                              kinds.index((view.groups[0].color, view.groups[0].shape)))).text
 
 
-def caption(scene, rng):
-    """A true caption (str) in the prompts' grammar that names a random part of what there is to see."""
-    groups, relation = scene.groups, scene.relation
-    if len(groups) == 2 and rng.random() < 0.5:
-        groups, relation = groups[::-1], OPPOSITE[relation]
+def caption(scene: Scene, rng: Generator) -> str:
+    """A true caption in the prompts' grammar that names a random part of what there is to see."""
+    views = scene.views
+    view = views[len(views) == 2 and rng.random() < 0.5]
+    groups = view.groups
     if rng.random() < 0.4 and len({g.shape for g in groups}) == len(groups):
         groups = tuple(replace(g, color=None) for g in groups)
-    relation = relation if rng.random() < 0.6 else None
+    relation = view.relation if rng.random() < 0.6 else None
     return Specification(groups, relation, scene.background if rng.random() < 0.3 else None).text
 
 
@@ -240,29 +237,21 @@ def is_there(scene, rng):
     return f"Is there {Group(1, color if with_color else None, shape).text}?", "yes" if answer else "no"
 
 
-def pick_group(scene, rng):
-    """(first, last, relation, alone): the scene's groups, a random one first (with one group, first is last); how first
-    clearly lies to last, or None; and whether its shape alone tells first from last."""
-    groups, relation = scene.groups, scene.relation
-    if pick(rng, groups) != groups[0]:
-        groups, relation = groups[::-1], OPPOSITE[relation]
-    return groups[0], groups[-1], relation, len({g.shape for g in groups}) == len(groups)
-
-
-def question(scene, rng):
-    """(question, answer) about the scene, both str: a random form that has just one right answer here, yes as often as
-    no. Held-out pairs are named only if present."""
-    group, other, relation, alone = pick_group(scene, rng)
-    verb, same_shape = "is" if group.count == 1 else "are", sum(o.shape == group.shape for o in scene.objects)
+def question(scene: Scene, rng: Generator) -> tuple[str, str]:
+    """(question, answer) about the scene: a random form that has just one right answer here, yes as often as no.
+    Held-out pairs are named only if present."""
+    view = pick(rng, scene.views)
+    group, other, relation = view.groups[0], view.groups[-1], view.relation  # of one group, other is group
+    verb, plain = "is" if group.count == 1 else "are", replace(group, color=None).noun
     number, things = pick(rng, [(group.count, f"{group.color} {group.shape}s"), (len(scene.objects), "shapes"),
-                                (same_shape, f"{group.shape}s")])
+                                (sum(o.shape == group.shape for o in scene.objects), f"{group.shape}s")])
     forms = [  # whether it has one right answer, question, answer
         (True, f"How many {things} are there?", NUMBERS[number - 1]),
         (True, *is_there(scene, rng)),
         (True, *is_there(scene, rng)),
         (True, "What color is the background?", scene.background),
         (True, "Describe the image.", describe(scene)),
-        (alone, f"What color {verb} the {replace(group, color=None).noun}?", group.color),
+        (group is other or group.shape != other.shape, f"What color {verb} the {plain}?", group.color),
         (group is other or group.color != other.color, f"What shape is {group.color}?", group.shape),
         (group.shape == other.shape, "What shape is in the image?", group.shape)]
     if relation:
@@ -297,19 +286,20 @@ def edit(scene, rng):
 def sentence_and_picture(scene, rng):
     """(instruction, sentence, new Scene): look at the scene, say what matters in it, then draw. What the instruction
     leaves open is taken over from the scene; only places and sizes are random."""
-    group, other, relation, alone = pick_group(scene, rng)
+    view = pick(rng, scene.views)
+    group, other = view.groups[0], view.groups[-1]
     color, shape = pick(rng, [pair for pair in ALLOWED if pair[1] != group.shape])
     same_color = pick(rng, [s for s in SHAPES if s != group.shape and (group.color, s) in ALLOWED])
     verb, plain = "is" if group.count == 1 else "are", replace(group, color=None).noun
-    there_are, where = f"There {verb} {NUMBERS[group.count - 1]}", f"{relation} the {other.noun}"
+    there_are, where = f"There {verb} {NUMBERS[group.count - 1]}", f"{view.relation} the {other.noun}"
     forms = [  # whether it makes sense, instruction, sentence, what to draw
         (True, f"Draw as many {color} {shape}s as there are {group.color} {group.shape}s.",
          f"{there_are} {group.noun}.", Group(group.count, color, shape)),
-        (alone, f"Draw a {same_color} in the color of the {plain}.",
+        (group is other or group.shape != other.shape, f"Draw a {same_color} in the color of the {plain}.",
          f"The {plain} {verb} {group.color}.", Group(1, group.color, same_color)),
         (group is other, f"Draw the same number of {same_color}s.",
          f"{there_are} {plain}.", Group(group.count, group.color, same_color)),
-        (relation and (group.color, group.shape) in ALLOWED, f"Draw only what is {where}.",
+        (view.relation and (group.color, group.shape) in ALLOWED, f"Draw only what is {where}.",
          f"{group.text.capitalize()} {verb} {where}.", group)]
     instruction, sentence, wanted = pick(rng, [form for possible, *form in forms if possible])
     return instruction, sentence, compose(Specification((wanted,), None, scene.background), rng)
