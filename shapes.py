@@ -1,15 +1,13 @@
 """The toy world: draws, describes, asks about, edits and scores simple scenes.
 
-A scene holds one to four flat shapes on a plain background, in one or two groups; the objects of a group share shape
-and colour ("two red circles above a blue square on a black background"). All that a model learns from is made on the
-fly, and a generated picture is scored without any network: does it show what was asked for (as in GenEval)?
-
-Lengths and positions are fractions of the side of the square picture; x runs right, y down. `rng` is a NumPy Generator.
+A scene holds one to four flat shapes on a plain background, in one or two groups of one shape and colour each ("two red
+circles above a blue square on a black background"). A generated picture is scored without any network: does it show
+what was asked for (as in GenEval)? Lengths and positions are fractions of the picture's side; x runs right, y down.
 """
 
 import re
 from collections import Counter, namedtuple
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, make_dataclass, replace
 from itertools import permutations, product
 
 import numpy as np
@@ -65,13 +63,8 @@ class Specification:
         return text + (f" on a {self.background} background" if self.background else "")
 
 
-@dataclass(frozen=True)
-class Object:
-    shape: str
-    color: str
-    x: float  # the centre of the bounding box
-    y: float
-    radius: float
+# (x, y) is the centre of the bounding box.
+Object = make_dataclass("Object", ["shape", "color", "x", "y", "radius"], frozen=True)
 
 
 @dataclass(frozen=True)
@@ -99,15 +92,14 @@ PROMPT_PATTERN = re.compile("({0})(?: (and|{1}) ({0}))?(?: on a ({2}) background
     *("|".join(options) for options in (GROUPS, RELATIONS, BACKGROUNDS))))
 
 
-def parse_prompt(text):
-    """The Specification that a prompt (str) stands for; ValueError for text outside the grammar."""
-    match = PROMPT_PATTERN.fullmatch(text)
-    if match:
+def parse_prompt(text: str) -> Specification:
+    """The Specification that a prompt stands for; ValueError for text outside the grammar."""
+    if match := PROMPT_PATTERN.fullmatch(text):
         first, link, second, background = match.groups()
         groups = tuple(GROUPS[name] for name in (first, second) if name)
-        pairs = {(group.color, group.shape) for group in groups}
-        colors_agree = len({color is None for color, shape in pairs}) == 1  # all named or none
-        if len(pairs) == len(groups) and colors_agree and sum(group.count for group in groups) <= 4:
+        kinds = {(group.color, group.shape) for group in groups}
+        all_or_none = len({color is None for color, shape in kinds}) == 1  # that name a colour
+        if len(kinds) == len(groups) and all_or_none and sum(group.count for group in groups) <= 4:
             return Specification(groups, link if link in RELATIONS else None, background)
     raise ValueError(f"not a prompt of this world: {text!r}")
 
@@ -135,10 +127,9 @@ def clearly_related(first, second, relation):
 
 def compose(specification: Specification, rng: Generator) -> Scene:
     """A random Scene that satisfies the specification; a held-out pair appears only where that names it."""
-    kinds, first, relation = [], specification.groups[0].count, specification.relation
-    for group in specification.groups:
-        color = group.color or pick(rng, [c for c, s in ALLOWED if s == group.shape])
-        kinds += group.count * [(group.shape, color)]
+    first, relation = specification.groups[0].count, specification.relation
+    kinds = [(g.shape, color) for g in specification.groups
+             for color in g.count * [g.color or pick(rng, [c for c, s in ALLOWED if s == g.shape])]]
     radii = rng.uniform(*RADII[len(kinds) - 1], len(kinds))
     one, other = np.triu_indices(len(kinds), 1)
     while True:  # of 256 random layouts take the roomiest that meets all conditions
@@ -154,30 +145,29 @@ def compose(specification: Specification, rng: Generator) -> Scene:
         if relation:
             room[~clearly_related(layouts[:, :first], layouts[:, first:], relation)] = -1
         if room.max() >= 0:
-            break
+            places = zip(kinds, layouts[room.argmax()].tolist(), radii.tolist())
+            objects = tuple(Object(*kind, *centre, radius) for kind, centre, radius in places)
+            return Scene(objects, specification.background or pick(rng, BACKGROUNDS))
         radii = np.maximum(0.95 * radii, 0.12)  # crowded: a little smaller next time
-    places = zip(kinds, layouts[room.argmax()].tolist(), radii.tolist())
-    objects = tuple(Object(*kind, *position, radius) for kind, position, radius in places)
-    return Scene(objects, specification.background or pick(rng, BACKGROUNDS))
 
 
-def random_scene(rng, max_objects=4, held_out=False):
+def random_scene(rng: Generator, max_objects: int = 4, held_out: bool = False) -> Scene:
     """A random Scene of 1 to max_objects (at most 4) objects; with held_out one group is a held-out pair, else none."""
     weights = np.array([0.25, 0.35, 0.2, 0.2])[:max_objects]
     total = int(rng.choice(len(weights), p=weights / weights.sum())) + 1
-    pairs, counts, relation = [pick(rng, sorted(HELD_OUT) if held_out else ALLOWED)], [total], None
+    pairs, first, relation = [pick(rng, sorted(HELD_OUT) if held_out else ALLOWED)], total, None
     if total > 1 and rng.random() < 0.6:
         pairs.insert(rng.integers(2), pick(rng, [pair for pair in ALLOWED if pair not in pairs]))
         first = int(rng.integers(1, total))
-        counts = [first, total - first]
         relation = pick(rng, RELATIONS) if rng.random() < 0.5 else None
-    return compose(Specification(tuple(Group(n, *pair) for n, pair in zip(counts, pairs)), relation), rng)
+    groups = (Group(count, *pair) for count, pair in zip((first, total - first), pairs))
+    return compose(Specification(tuple(groups), relation), rng)
 
 
 def outline(corners, size, turn=0, inner=1):
     """Corners (n, 2) of a regular polygon, every other one nearer (`inner`), its bounding box centred on the origin."""
     angles = 2 * np.pi * (np.arange(corners) + turn) / corners
-    sizes = np.where(np.arange(corners) % 2, inner * size, size)
+    sizes = np.resize([size, inner * size], corners)
     points = np.stack([sizes * np.sin(angles), -sizes * np.cos(angles)], axis=-1)
     return points - (points.min(0) + points.max(0)) / 2
 
@@ -198,8 +188,8 @@ def paint(objects, background, side):
     return picture.reduce(8)
 
 
-def draw(scene, side=32):
-    """The scene as a PIL picture, RGB, side x side pixels."""
+def draw(scene: Scene, side: int = 32) -> Image.Image:
+    """The scene as a picture, RGB, side x side pixels."""
     objects = [(o.shape, o.x, o.y, o.radius, COLORS[o.color]) for o in scene.objects]
     return paint(objects, BACKGROUNDS[scene.background], side)
 
@@ -207,8 +197,8 @@ def draw(scene, side=32):
 # ---- describing, asking, editing -------------------------------------------------------------------------------------
 
 def describe(scene: Scene) -> str:
-    """The one full caption. It depends on nothing that the picture does not show: of two groups the left or upper one
-    comes first, or where neither is clear, the one earlier in SHAPES, then in COLORS."""
+    """The one full caption: of two groups the left or upper one comes first, or where neither is clear, the one earlier
+    in SHAPES, then in COLORS, so that it depends on nothing but the picture."""
     kinds = [(color, shape) for shape in SHAPES for color in COLORS]
     return min(scene.views, key=lambda view: (view.relation in ("right of", "below"),
                                               kinds.index((view.groups[0].color, view.groups[0].shape)))).text
@@ -218,11 +208,10 @@ def caption(scene: Scene, rng: Generator) -> str:
     """A true caption in the prompts' grammar that names a random part of what there is to see."""
     views = scene.views
     view = views[len(views) == 2 and rng.random() < 0.5]
-    groups = view.groups
-    if rng.random() < 0.4 and len({g.shape for g in groups}) == len(groups):
-        groups = tuple(replace(g, color=None) for g in groups)
-    relation = view.relation if rng.random() < 0.6 else None
-    return Specification(groups, relation, scene.background if rng.random() < 0.3 else None).text
+    if rng.random() < 0.4 and len({g.shape for g in view.groups}) == len(views):
+        view = replace(view, groups=tuple(replace(g, color=None) for g in view.groups))
+    return replace(view, relation=view.relation if rng.random() < 0.6 else None,
+                   background=view.background if rng.random() < 0.3 else None).text
 
 
 def is_there(scene, rng):
@@ -247,10 +236,8 @@ def question(scene: Scene, rng: Generator) -> tuple[str, str]:
                                 (sum(o.shape == group.shape for o in scene.objects), f"{group.shape}s")])
     forms = [  # whether it has one right answer, question, answer
         (True, f"How many {things} are there?", NUMBERS[number - 1]),
-        (True, *is_there(scene, rng)),
-        (True, *is_there(scene, rng)),
-        (True, "What color is the background?", scene.background),
-        (True, "Describe the image.", describe(scene)),
+        (True, *is_there(scene, rng)), (True, *is_there(scene, rng)),
+        (True, "What color is the background?", scene.background), (True, "Describe the image.", describe(scene)),
         (group is other or group.shape != other.shape, f"What color {verb} the {plain}?", group.color),
         (group is other or group.color != other.color, f"What shape is {group.color}?", group.shape),
         (group.shape == other.shape, "What shape is in the image?", group.shape)]
@@ -261,45 +248,42 @@ def question(scene: Scene, rng: Generator) -> tuple[str, str]:
     return pick(rng, [(text, answer) for possible, text, answer in forms if possible])
 
 
-def edit(scene, rng):
-    """(instruction, edited Scene): one group is recoloured, replaced or removed, or the background changed; all else
-    stays exactly as it is. The result holds no held-out pair."""
+def edit(scene: Scene, rng: Generator) -> tuple[str, Scene]:
+    """(instruction, edited scene): one group is recoloured, replaced or removed, or the background changed; all else
+    stays as it is. The result holds no held-out pair."""
     group = pick(rng, [g for g in scene.groups if (g.color, g.shape) in HELD_OUT] or scene.groups)
-    # The colour may go unsaid where the shape alone leaves no doubt.
-    short = sum(g.shape == group.shape for g in scene.groups) == 1 and rng.random() < 0.5
-    name = "the " + replace(group, color=None if short else group.color).noun
+    alone = sum(g.shape == group.shape for g in scene.groups) == 1  # then the colour may go unsaid
+    name = "the " + replace(group, color=None if alone and rng.random() < 0.5 else group.color).noun
 
     def changed(**changes):
         return replace(scene, objects=tuple(replace(o, **changes) if group.fits(o) else o for o in scene.objects))
 
-    rest = tuple(o for o in scene.objects if not group.fits(o))
     kinds = [[(f"Change the background to {b}.", replace(scene, background=b)) for b in BACKGROUNDS],
              [(f"Make {name} {color}.", changed(color=color)) for color in COLORS],
              [(f"Replace {name} with {'a ' + s if group.count == 1 else s + 's'}.", changed(shape=s)) for s in SHAPES],
-             [(f"Remove {name}.", replace(scene, objects=rest))]]
-    # Something must change and something must be left, but nothing that is held out.
+             [(f"Remove {name}.", replace(scene, objects=tuple(o for o in scene.objects if not group.fits(o))))]]
     kinds = [[(text, result) for text, result in kind if result.objects and result != scene
               and not any((o.color, o.shape) in HELD_OUT for o in result.objects)] for kind in kinds]
     return pick(rng, pick(rng, [kind for kind in kinds if kind]))
 
 
-def sentence_and_picture(scene, rng):
-    """(instruction, sentence, new Scene): look at the scene, say what matters in it, then draw. What the instruction
+def sentence_and_picture(scene: Scene, rng: Generator) -> tuple[str, str, Scene]:
+    """(instruction, sentence, new scene): look at the scene, say what matters in it, then draw. What the instruction
     leaves open is taken over from the scene; only places and sizes are random."""
     view = pick(rng, scene.views)
-    group, other = view.groups[0], view.groups[-1]
+    group, other, relation = view.groups[0], view.groups[-1], view.relation
     color, shape = pick(rng, [pair for pair in ALLOWED if pair[1] != group.shape])
-    same_color = pick(rng, [s for s in SHAPES if s != group.shape and (group.color, s) in ALLOWED])
+    same_color = pick(rng, [s for c, s in ALLOWED if c == group.color and s != group.shape])
     verb, plain = "is" if group.count == 1 else "are", replace(group, color=None).noun
-    there_are, where = f"There {verb} {NUMBERS[group.count - 1]}", f"{view.relation} the {other.noun}"
+    there_are, where = f"There {verb} {NUMBERS[group.count - 1]}", f"{relation} the {other.noun}"
     forms = [  # whether it makes sense, instruction, sentence, what to draw
         (True, f"Draw as many {color} {shape}s as there are {group.color} {group.shape}s.",
          f"{there_are} {group.noun}.", Group(group.count, color, shape)),
         (group is other or group.shape != other.shape, f"Draw a {same_color} in the color of the {plain}.",
          f"The {plain} {verb} {group.color}.", Group(1, group.color, same_color)),
         (group is other, f"Draw the same number of {same_color}s.",
-         f"{there_are} {plain}.", Group(group.count, group.color, same_color)),
-        (view.relation and (group.color, group.shape) in ALLOWED, f"Draw only what is {where}.",
+         f"{there_are} {plain}.", replace(group, shape=same_color)),
+        (relation and (group.color, group.shape) in ALLOWED, f"Draw only what is {where}.",
          f"{group.text.capitalize()} {verb} {where}.", group)]
     instruction, sentence, wanted = pick(rng, [form for possible, *form in forms if possible])
     return instruction, sentence, compose(Specification((wanted,), None, scene.background), rng)
@@ -320,15 +304,14 @@ TEXT_QUESTIONS = (
     ("What color do blue and yellow make?", "green"), ("What color do black and white make?", "gray"))
 
 
-def text_question(rng):
-    """(question, answer), both str, that needs no picture."""
+def text_question(rng: Generator) -> tuple[str, str]:
+    """(question, answer) that needs no picture."""
     return pick(rng, TEXT_QUESTIONS)
 
 
-def task_prompts(task, count, rng, held_out=False):
-    """A list of `count` prompts (str) of one of the TASKS, GenEval's six in miniature, in random order; each distinct
-    prompt comes as often as any other, give or take one. With held_out each names a held-out pair (ValueError where
-    the task names no colours), else none does."""
+def task_prompts(task: str, count: int, rng: Generator, held_out: bool = False) -> list[str]:
+    """`count` prompts of one of the TASKS, GenEval's six in miniature, in random order, all equally often (± 1).
+    With held_out each names a held-out pair (ValueError where the task names no colours), else none does."""
     plain, colored = ([Group(1, *pair) for pair in product(colors, SHAPES)] for colors in ([None], COLORS))
     choices = {
         "single_object": product(plain), "two_object": permutations(plain, 2), "position": permutations(plain, 2),
@@ -339,13 +322,12 @@ def task_prompts(task, count, rng, held_out=False):
                if any((g.color, g.shape) in HELD_OUT for g in groups) == held_out]
     if not prompts:
         raise ValueError(f"{task} names no colours, so it has no held-out prompts")
-    rounds = -(-count // len(prompts))
-    return [prompts[i] for _ in range(rounds) for i in rng.permutation(len(prompts))][:count]
+    return [prompts[i] for _ in range(0, count, len(prompts)) for i in rng.permutation(len(prompts))][:count]
 
 
 # ---- scoring ---------------------------------------------------------------------------------------------------------
 
-# An object seen in a picture: shape and color are "unknown" where nothing fits well, nearest_shape is the best of the
+# An object seen in a picture. Where nothing fits well, shape and color are "unknown"; nearest_shape is the best of the
 # four, misfit the area where that and the object differ (in areas of the object), ink the colour measured, 0 to 1.
 Found = namedtuple("Found", "shape color x y radius nearest_shape misfit ink")
 Score = namedtuple("Score", "correct reason outline_error")
@@ -355,16 +337,13 @@ COLOR_TOLERANCE = 0.22  # RGB distance beyond which a colour is not that of the 
 MISFIT_LIMIT = 0.25
 
 
-def to_array(picture):
-    """(side, side, 3) floats in [0, 1] from a square picture: PIL, a uint8 array (side, side, 3), or a float array or
-    CPU tensor (3, side, side) in [0, 1]."""
+def look(picture):
+    """(array (side, side, 3) in [0, 1], its background's colour (3,)) for a square picture: PIL, a uint8 array
+    (side, side, 3), or a float array or CPU tensor (3, side, side) in [0, 1]."""
     array = np.asarray(picture.convert("RGB") if isinstance(picture, Image.Image) else picture)
-    return array / 255 if array.dtype == np.uint8 else array.astype(float).transpose(1, 2, 0).clip(0, 1)
-
-
-def border_ink(array):
-    """The background's colour (3,): objects lie inside, so the border shows nothing else."""
-    return np.median(np.concatenate([array[0], array[-1], array[:, 0], array[:, -1]]), axis=0)
+    array = array / 255 if array.dtype == np.uint8 else array.astype(float).transpose(1, 2, 0).clip(0, 1)
+    # Objects lie inside, so the border shows nothing but the background.
+    return array, np.median(np.concatenate([array[0], array[-1], array[:, 0], array[:, -1]]), axis=0)
 
 
 def nearest_color(ink, palette):
@@ -386,8 +365,7 @@ def components(mask):
         while stack:
             row, column = stack.pop()
             component[row, column] = True
-            around = product((row - 1, row, row + 1), (column - 1, column, column + 1))
-            near = [pixel for pixel in around if pixel in todo]
+            near = [at for at in product((row - 1, row, row + 1), (column - 1, column, column + 1)) if at in todo]
             todo.difference_update(near)
             stack += near
         yield component
@@ -431,23 +409,21 @@ def examine(array, background, component):
     return Found(shape if misfit < MISFIT_LIMIT else "unknown", color, x, y, radius, shape, misfit, tuple(ink.tolist()))
 
 
-def find_objects(picture):
-    """(list of Found, name of the background or "unknown") for a picture as in to_array."""
-    array = to_array(picture)
-    background = border_ink(array)
+def find_objects(picture) -> tuple[list[Found], str]:
+    """(the objects, name of the background or "unknown") for a picture as in look."""
+    array, background = look(picture)
     contrast = np.linalg.norm(array - background, axis=-1)
     # An edge, sharp or blurred, runs where the contrast falls to half of the strongest nearby.
-    nearby = 2 * rank_filter(contrast / 2, ImageFilter.MaxFilter(5))
-    masks = components(contrast > np.maximum(CONTRAST, 0.5 * nearby))
+    masks = components(contrast > np.maximum(CONTRAST, rank_filter(contrast / 2, ImageFilter.MaxFilter(5))))
     found = [examine(array, background, mask) for mask in masks if mask.mean() >= SMALLEST_AREA]
     return found, nearest_color(background, BACKGROUNDS)
 
 
-def outline_error(picture, found):
+def outline_error(picture, found: list[Found]) -> float:
     """Mean absolute difference, in [0, 1], between each Found and its ideal shape redrawn in the colours measured (so
     that a shade off costs nothing), over its bounding box and a margin of 1/16; nan where nothing was found."""
-    array = to_array(picture)
-    paper, *inks = (tuple(round(255 * value) for value in ink) for ink in (border_ink(array), *(f.ink for f in found)))
+    array, background = look(picture)
+    paper, *inks = (tuple(round(255 * value) for value in ink) for ink in (background, *(f.ink for f in found)))
     ideal = paint([(f.nearest_shape, f.x, f.y, f.radius, ink) for f, ink in zip(found, inks)], paper, len(array))
     difference = np.abs(array - np.asarray(ideal) / 255)
     errors = []
@@ -459,19 +435,16 @@ def outline_error(picture, found):
     return float(np.mean(errors)) if errors else float("nan")
 
 
-def score(picture, prompt):
-    """Score: does the picture (as in to_array) show exactly what the prompt (str or Specification) asks for?
+def score(picture, prompt: str | Specification) -> Score:
+    """Does the picture (as in look) show exactly what the prompt asks for? ValueError for text that is no prompt.
 
     Strict: the named objects and no others, in number, shape and (where named) colour; the named background; for a
-    relation, as in GenEval, the step from the second group's centre to the first's goes at least half its length in
-    the named direction. ValueError for text that is no prompt.
-    """
+    relation, as in GenEval, the step from second to first centre goes at least half its length in that direction."""
     asked = parse_prompt(prompt) if isinstance(prompt, str) else prompt
     found, background = find_objects(picture)
     members = [[f for f in found if group.fits(f)] for group in asked.groups]
     reasons = [f"not asked for: {f.color} {f.shape}" for f in found if not any(f in there for there in members)]
-    reasons += [f"{len(there)} found of: {group.text}" for group, there in zip(asked.groups, members)
-                if len(there) != group.count]
+    reasons += [f"{len(there)} found of: {g.text}" for g, there in zip(asked.groups, members) if len(there) != g.count]
     if asked.background not in (None, background):
         reasons.append(f"background: {background}")
     if asked.relation and all(members):
