@@ -83,8 +83,8 @@ class Scene:
         groups = self.groups
         centres = [np.array([(o.x, o.y) for o in self.objects if g.fits(o)]) for g in groups]
         relation = next((r for r in RELATIONS if len(groups) == 2 and clearly_related(*centres, r)), None)
-        views = (groups, relation), (groups[::-1], OPPOSITE[relation])
-        return [Specification(*view, self.background) for view in views[:len(groups)]]
+        view = Specification(groups, relation, self.background)
+        return [view, replace(view, groups=groups[::-1], relation=OPPOSITE[relation])][:len(groups)]
 
 
 GROUPS = {group.text: group for group in (Group(*kind) for kind in product((1, 2, 3, 4), (None, *COLORS), SHAPES))}
@@ -98,8 +98,8 @@ def parse_prompt(text: str) -> Specification:
         first, link, second, background = match.groups()
         groups = tuple(GROUPS[name] for name in (first, second) if name)
         kinds = {(group.color, group.shape) for group in groups}
-        all_or_none = len({color is None for color, shape in kinds}) == 1  # that name a colour
-        if len(kinds) == len(groups) and all_or_none and sum(group.count for group in groups) <= 4:
+        colors_agree = len({color is None for color, shape in kinds}) == 1  # all named or none
+        if len(kinds) == len(groups) and colors_agree and sum(group.count for group in groups) <= 4:
             return Specification(groups, link if link in RELATIONS else None, background)
     raise ValueError(f"not a prompt of this world: {text!r}")
 
@@ -160,8 +160,8 @@ def random_scene(rng: Generator, max_objects: int = 4, held_out: bool = False) -
         pairs.insert(rng.integers(2), pick(rng, [pair for pair in ALLOWED if pair not in pairs]))
         first = int(rng.integers(1, total))
         relation = pick(rng, RELATIONS) if rng.random() < 0.5 else None
-    groups = (Group(count, *pair) for count, pair in zip((first, total - first), pairs))
-    return compose(Specification(tuple(groups), relation), rng)
+    groups = tuple(Group(count, *pair) for count, pair in zip((first, total - first), pairs))
+    return compose(Specification(groups, relation), rng)
 
 
 def outline(corners, size, turn=0, inner=1):
