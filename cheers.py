@@ -141,16 +141,19 @@ class Projector(nn.Module):
 @dataclass
 class Batch:
     """Rows of text and pictures, padded on the right. A picture's placeholder id (image or image_gen) stands once for each
-    of its n/4 visual tokens; pictures are in the order of their placeholders, row by row, all of one size."""
+    of its n/4 visual tokens; pictures are in the order of their placeholders, row by row, all of one size. A row may hold
+    several samples, one after the other, that do not see each other."""
 
     ids: Tensor               # (B, L) int64
-    labels: Tensor            # (B, L) int64: ids that are to be predicted, IGNORE elsewhere
+    labels: Tensor            # (B, L) int64: ids that are to be predicted, IGNORE elsewhere and where a sample begins
     pixels: Tensor            # (N, 3, H, W) in [0, 1]
     noise: Tensor             # (N, z', h, w), z_0
     t: Tensor                 # (N,): uniform in (0, 1) for pictures to paint, 1 for pictures to look at
+    segments: Tensor | None = None  # (B, L) int64, ascending: which sample a token belongs to; one per row when left out
 
     def to(self, device: torch.device | str) -> "Batch":
-        return Batch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{name: x if x is None else x.to(device, non_blocking=True) for name, x in tensors.items()})
 
 
 @dataclass
@@ -158,16 +161,19 @@ class Loss:
     total: Tensor
     text: Tensor         # mean over the supervised tokens
     image: Tensor        # mean over the elements of all velocities
+    errors: Tensor       # (N',) the same for each painted picture, without gradient
 
 
-def attention_mask(is_image: Tensor) -> Tensor:
+def attention_mask(is_image: Tensor, segments: Tensor | None = None) -> Tensor:
     """(B, L) bool, True at visual tokens -> (B, 1, L, L) bool, True where row i may look at column j: causal everywhere,
-    plus full attention inside each contiguous run of visual tokens (section 2.1)."""
+    plus full attention inside each contiguous run of visual tokens (section 2.1), and never from one segment to another."""
     starts = is_image & ~F.pad(is_image, (1, 0))[:, :-1]
     block = torch.where(is_image, starts.cumsum(1), 0)                             # (B, L), 0 for text
     causal = torch.ones(is_image.shape[1], is_image.shape[1], dtype=torch.bool, device=is_image.device).tril()
-    same_block = (block[:, :, None] == block[:, None, :]) & is_image[:, None, :]
-    return (causal | same_block)[:, None]
+    mask = causal | (block[:, :, None] == block[:, None, :]) & is_image[:, None, :]
+    if segments is not None:
+        mask = mask & (segments[:, :, None] == segments[:, None, :])
+    return mask[:, None]
 
 
 class Cheers(nn.Module):
@@ -201,7 +207,8 @@ class Cheers(nn.Module):
     def encode_image(self, pixels: Tensor) -> Tensor:
         """pixels (B, 3, H, W) in [0, 1], sides multiples of 2f -> latents z_1 (B, z', h, w). Frozen, without gradient."""
         with torch.no_grad():
-            return self.vae.encode(pixels.to(self.device, self.dtype))
+            stored = self.vae.bn.running_mean  # kept in full precision where everything else is trained in bf16
+            return self.vae.encode(pixels.to(stored.device, stored.dtype))
 
     def decode_image(self, latents: Tensor) -> Tensor:
         """latents (B, z', h, w) -> pixels (B, 3, H, W), not clamped."""
@@ -242,20 +249,23 @@ class Cheers(nn.Module):
     def loss(self, batch: Batch) -> Loss:
         """L_total = L_AR + λ·L_FM (section 2.2), λ = 1."""
         batch = batch.to(self.device)
-        z_1 = self.encode_image(batch.pixels) if len(batch.pixels) else None       # (N, z', h, w)
         visual_tokens = details = None
-        if z_1 is not None:
+        if len(batch.pixels):
+            z_1 = self.encode_image(batch.pixels)                                  # (N, z', h, w)
             t = batch.t[:, None, None, None]
             z_t = t * z_1 + (1 - t) * batch.noise                                  # (N, z', h, w)
             visual_tokens, details = self.tokenize_image(z_t)                      # (N, n/4, C), (N, n, V)
-        is_image = self.is_image(batch.ids)
-        positions = torch.arange(batch.ids.shape[1], device=batch.ids.device).expand_as(batch.ids)
+        is_image, index = self.is_image(batch.ids), torch.arange(batch.ids.shape[1], device=batch.ids.device)
+        positions = index.expand_as(batch.ids)
+        if batch.segments is not None:  # counted from where the sample begins
+            begins = F.pad(batch.segments.diff(dim=1) != 0, (1, 0)) * index
+            positions = positions - begins.cummax(1).values
         x = self.embed(batch.ids, visual_tokens)                                   # (B, L, C)
         # Padding needs no mask: it is on the right, where causal attention never looks.
-        hidden, _ = self.qwen(x, positions, attention_mask(is_image))              # (B, L, C)
+        hidden, _ = self.qwen(x, positions, attention_mask(is_image, batch.segments))  # (B, L, C)
 
         # L_AR = -log P(y_l | y_<l, C): the hidden state before a token predicts it
-        text = hidden.new_zeros((), dtype=torch.float32)
+        text = image = hidden.new_zeros((), dtype=torch.float32)
         targets = batch.labels[:, 1:]
         supervised = targets != IGNORE
         if supervised.any():
@@ -263,17 +273,16 @@ class Cheers(nn.Module):
             text = F.cross_entropy(logits.float(), targets[supervised])
 
         # L_FM = ‖v_θ(Z'_s) - (z_1 - z_0)‖², pictures to paint only
-        image, painted = hidden.new_zeros((), dtype=torch.float32), []
-        if z_1 is not None:
+        errors, to_paint = image.new_zeros(0), batch.ids == self.config.special.image_gen
+        if to_paint.any():
             tokens = visual_tokens.shape[1]
-            placeholders = batch.ids[is_image].view(-1, tokens)[:, 0]
-            painted = (placeholders == self.config.special.image_gen).nonzero()[:, 0]
-        if len(painted):
-            h = hidden[batch.ids == self.config.special.image_gen].unflatten(0, (-1, tokens))
+            painted = to_paint[is_image].view(-1, tokens)[:, 0]                    # (N,) bool
+            h = hidden[to_paint].unflatten(0, (-1, tokens))                        # (N', n/4, C)
             grid = z_1.shape[2] // 2, z_1.shape[3] // 2
             velocity = self.velocity(h, batch.t[painted], details[painted], grid)  # (N', z', h, w)
-            image = F.mse_loss(velocity.float(), (z_1 - batch.noise)[painted].float())
-        return Loss(text + image, text, image)
+            errors = (velocity.float() - (z_1 - batch.noise)[painted].float()).square().mean((1, 2, 3))  # (N',)
+            image = errors.mean()
+        return Loss(text + image, text, image, errors.detach())
 
     def initialise(self) -> None:
         """Random weights where no pretrained part gives them; the VAE keeps torch's own initialisation for convolutions."""
@@ -293,16 +302,30 @@ class Cheers(nn.Module):
         device: the best there is when left out. dtype: as stored when left out. Memory stays near the size of the weights.
         Raises FileNotFoundError when there is nothing to open, ValueError when what is there is damaged or does not fit."""
         folder = find_folder(name_or_folder, revision)
+        model = cls.from_configuration(folder)
+        names = {ours: official_name(ours) for ours in model.state_dict()}
+        load_tensors(model, names, weight_files(folder), IGNORED, device or best_device(), dtype)
+        return model.eval()
+
+    @classmethod
+    def from_configuration(cls, folder: Path) -> "Cheers":
+        """The model of a folder on the meta device, without weights; with its tokenizer and sampling defaults."""
         config = CheersConfig.from_json(read_json(folder / "config.json"))
         with torch.device("meta"):
             model = cls(config)
-        names = {ours: official_name(ours) for ours in model.state_dict()}
-        load_tensors(model, names, weight_files(folder), IGNORED, device or best_device(), dtype)
         model.tokenizer = Tokenizer.from_folder(folder)
         if (folder / "generation_config.json").exists():
             stored = read_json(folder / "generation_config.json")
             model.generation = {key: stored[key] for key in ("steps", "guidance", "shift") if key in stored}
-        return model.eval()
+        return model
+
+    def save_configuration(self, folder: Path, dtype: torch.dtype) -> None:
+        """Everything of the official layout but the weights."""
+        write_json(folder / "config.json", self.config.to_json() | {"torch_dtype": str(dtype).removeprefix("torch.")})
+        if self.generation:
+            write_json(folder / "generation_config.json", self.generation)
+        if self.tokenizer:
+            self.tokenizer.save(folder)
 
     @classmethod
     def from_components(
@@ -338,20 +361,19 @@ class Cheers(nn.Module):
         model.tokenizer = Tokenizer.from_folder(qwen_folder)
         return model.eval()
 
-    def save_pretrained(self, folder: str | Path, shard_bytes: int = 5_000_000_000) -> None:
-        """Writes the official layout. Files get their names only once all of them are complete."""
-        folder = Path(folder)
+    def save_pretrained(
+        self, folder: str | Path, shard_bytes: int = 5_000_000_000, weights: dict[str, Tensor] | None = None
+    ) -> None:
+        """Writes the official layout. Files get their names only once all of them are complete.
+
+        weights: instead of the model's own, by our names; for a model whose tensors are spread over processes."""
+        folder, weights = Path(folder), weights or self.state_dict()
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {official_name(name): tensor.detach() for name, tensor in self.state_dict().items()}
-        tensors["lm_head.weight"] = self.qwen.embed_tokens.weight.detach().clone()  # tied, and stored all the same
+        tensors = {official_name(name): tensor.detach() for name, tensor in weights.items()}
+        tensors["lm_head.weight"] = weights["qwen.embed_tokens.weight"].detach().clone()  # tied, and stored all the same
         with TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
             save_torch_state_dict(tensors, partial, max_shard_size=shard_bytes)
-            dtype = str(self.dtype).removeprefix("torch.")
-            write_json(Path(partial) / "config.json", self.config.to_json() | {"torch_dtype": dtype})
-            if self.generation:
-                write_json(Path(partial) / "generation_config.json", self.generation)
-            if self.tokenizer:
-                self.tokenizer.save(partial)
+            self.save_configuration(Path(partial), tensors["lm_head.weight"].dtype)
             complete = {path.name for path in Path(partial).iterdir()}
             for name in complete:
                 (Path(partial) / name).chmod(0o644)  # safetensors writes files that only their owner can read

@@ -8,9 +8,12 @@ by (seed, source, epoch, line), so it depends neither on ranks nor on batches no
 Shape letters as in cheers.py.
 """
 
+import json
 import math
+import os
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ import torch
 from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
 import shapes
 from cheers import IGNORE, Batch, CheersConfig
@@ -206,32 +210,190 @@ def make_sample(
     if any(painted) and rng.random() < TEXT_DROPOUT:
         ids, labels = drop_text(ids, config), [IGNORE] * len(ids)
     ids, labels = expand(ids, [grid * grid // 4] * len(pictures), config, labels)
+    if len(ids) > config.qwen.max_position_embeddings:
+        raise ValueError(f"{len(ids)} tokens are more than the {config.qwen.max_position_embeddings} that the model takes")
     pixels = [to_pixels((fill_square if paint else fit_inside)(p, side)) for p, paint in zip(pictures, painted)]
     noise = [
         torch.from_numpy(rng.standard_normal((config.vae.latent_channels, grid, grid), dtype=np.float32)) for _ in pictures
     ]
-    t = [rng.random() if paint else 1.0 for paint in painted]
+    t = [float(rng.random(dtype=np.float32)) if paint else 1.0 for paint in painted]
     return Sample(ids, labels, pixels, noise, t)
 
 
+def pack(lengths: list[int], capacity: int) -> list[list[int]]:
+    """Which samples share a row of `capacity` tokens: the longest first, each into the first row that has room."""
+    rows: list[list[int]] = []
+    for k in sorted(range(len(lengths)), key=lambda k: -lengths[k]):
+        fitting = (row for row in rows if sum(lengths[i] for i in row) + lengths[k] <= capacity)
+        if row := next(fitting, None):
+            row.append(k)
+        else:
+            rows.append([k])
+    return rows
+
+
 def collate(samples: list[Sample], config: CheersConfig) -> Batch:
-    length = math.ceil(max(len(s.ids) for s in samples) / 8) * 8  # few distinct lengths: kernels are chosen per shape
-    ids = torch.zeros(len(samples), length, dtype=torch.int64)
-    labels = torch.full((len(samples), length), IGNORE)
-    for row, sample in enumerate(samples):
-        ids[row, : len(sample.ids)] = torch.tensor(sample.ids)
-        labels[row, : len(sample.labels)] = torch.tensor(sample.labels)
+    """Samples, also none at all, -> a batch, in rows of the length that leaves least padding. Rows stay about as short as the
+    language model is wide: up to there attention costs less than a sixth of the matrix products."""
+    lengths = [len(sample.ids) for sample in samples]
+    longest = max(lengths, default=0)
+    packings = (pack(lengths, capacity) or [[]] for capacity in range(longest, longest + config.qwen.hidden_size, 8))
+    rows, length = min(
+        ((rows, max(sum(lengths[k] for k in row) for row in rows)) for rows in packings),
+        key=lambda packing: len(packing[0]) * packing[1],
+    )
+    length = max(1, math.ceil(length / 8)) * 8  # few distinct lengths: kernels are chosen per shape
+    ids = torch.zeros(len(rows), length, dtype=torch.int64)
+    labels, segments = torch.full_like(ids, IGNORE), torch.full_like(ids, len(samples))  # padding is the last segment
+    for r, row in enumerate(rows):
+        start = 0
+        for number, k in enumerate(row):
+            here = slice(start, start := start + lengths[k])
+            ids[r, here], labels[r, here] = torch.tensor(samples[k].ids), torch.tensor(samples[k].labels)
+            segments[r, here] = number
+    ordered = [samples[k] for row in rows for k in row]
     side, grid = config.siglip.image_size, config.siglip.image_size // config.vae.factor
-    pixels = [p for s in samples for p in s.pixels]
-    noise = [n for s in samples for n in s.noise]
-    t = torch.tensor([t for s in samples for t in s.t], dtype=torch.float32)
+    pixels = [p for s in ordered for p in s.pixels]
+    noise = [n for s in ordered for n in s.noise]
     return Batch(
         ids,
         labels,
         torch.stack(pixels) if pixels else torch.zeros(0, 3, side, side),
         torch.stack(noise) if noise else torch.zeros(0, config.vae.latent_channels, grid, grid),
-        t,
+        torch.tensor([t for s in ordered for t in s.t], dtype=torch.float32),
+        segments,
     )
+
+
+# ---- files of samples ------------------------------------------------------------------------------------------
+
+
+def line_offsets(path: Path, spare: Path) -> np.ndarray:
+    """Where each line begins, (lines,) uint64, memory-mapped from an index file that is built once, beside the file or, where
+    that folder cannot be written, in `spare`: millions of lines are never held in memory."""
+    try:
+        size, changed = path.stat().st_size, path.stat().st_mtime_ns
+    except OSError as error:
+        raise FileNotFoundError(f"cannot open {path} ({error.strerror})") from None
+    folder = path.parent if os.access(path.parent, os.W_OK) else spare
+    index = folder / f".{path.name}-{size}-{changed}.index"
+    if not index.exists():
+        partial = index.with_suffix(f".{os.getpid()}")
+        bar = tqdm(total=size, desc=f"index of {path.name}", unit="B", unit_scale=True)
+        with open(path, "rb") as lines, open(partial, "wb") as offsets, bar:
+            np.zeros(min(size, 1), np.uint64).tofile(offsets)
+            while block := lines.read(1 << 24):
+                begins = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + (lines.tell() - len(block) + 1)
+                begins[begins < size].astype(np.uint64).tofile(offsets)
+                bar.update(len(block))
+        os.replace(partial, index)
+    if not index.stat().st_size:
+        raise ValueError(f"{path} holds no samples")
+    return np.memmap(index, np.uint64, "r")
+
+
+def shuffled(position: int, count: int, seed: list[int]) -> int:
+    """Where a shuffle of range(count) takes `position`, without writing the shuffle down: a Feistel network permutes the
+    next power of four, and what falls outside is permuted again."""
+    half = max(1, ((count - 1).bit_length() + 1) // 2)
+    keys = np.random.default_rng(seed).integers(1 << 32, size=4).tolist()
+    while True:
+        left, right = position >> half, position & ((1 << half) - 1)
+        for key in keys:
+            mixed = ((right ^ key) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+            left, right = right, left ^ (mixed >> (64 - half))
+        position = left << half | right
+        if position < count:
+            return position
+
+
+class JsonLines:
+    """A file of samples in the release's format. `kind` ("understanding", "generation" or "text") is that of its first line."""
+
+    def __init__(self, path: Path, images: Path, spare: Path):
+        self.name, self.path, self.images = str(path), path, images
+        self.offsets = line_offsets(path, spare)
+        self.lines = len(self.offsets)
+        with open(path, errors="replace") as lines:
+            first = lines.readline()
+        self.kind = "generation" if "<image_gen>" in first else "understanding" if "<image>" in first else "text"
+
+    def read(self, line: int, rng: np.random.Generator, progress: float) -> tuple[list[dict], list[Image.Image]]:
+        with open(self.path, "rb") as lines:
+            lines.seek(int(self.offsets[line]))
+            content = json.loads(lines.readline())
+        paths = content.get("image") or []
+        if isinstance(paths, str):
+            paths = json.loads(paths) if paths.startswith("[") else re.split("[,;]", paths)
+        return content["conversations"], [open_picture(self.images / path.strip()) for path in paths]
+
+
+@dataclass
+class Step:
+    """What one process needs for one step, and what became of its lines."""
+
+    batches: list
+    tokens: tuple[int, int] = (0, 0)            # without and with padding
+    pictures: tuple[int, int] = (0, 0)          # all, and those to paint
+    seen: list[int] = field(default_factory=list)             # lines read, by source
+    damaged: list[int] = field(default_factory=list)          # those of them that were left out
+    skipped: list[dict] = field(default_factory=list)         # the same as {"source", "line", "reason"}
+    positions: dict[str, int] = field(default_factory=dict)   # lines of each source that all processes have taken by then
+
+
+class Mixture(Dataset):
+    """Item k is step k: `batch` lines drawn from the sources by weight, of which process `rank` of `world` takes its share in
+    batches of at most `micro`. Every pass over a source takes each of its lines once, in an order of its own; all of it
+    follows from the seed and from the positions at which step `start` begins, whatever the number of processes."""
+
+    def __init__(
+        self, sources: list, weights: list[float], batch: int, micro: int, seed: int, tokenizer: Tokenizer,
+        config: CheersConfig, steps: int, rank: int = 0, world: int = 1, start: int = 0, positions: dict[str, int] | None = None,
+    ):
+        self.sources, self.weights = sources, np.array(weights) / sum(weights)
+        self.batch, self.micro, self.seed, self.steps = batch, micro, seed, steps
+        self.tokenizer, self.config, self.rank, self.world = tokenizer, config, rank, world
+        self.step, self.positions = start, np.array([(positions or {}).get(s.name, 0) for s in sources])
+
+    def choose(self, step: int) -> np.ndarray:
+        """The source of each line of a step, (batch,)."""
+        return np.random.default_rng([self.seed, step]).choice(len(self.sources), self.batch, p=self.weights)
+
+    def complete(self, samples: list[Sample]) -> list[Sample]:
+        """Sharded over many processes, every part of the model must run in each of them, or the others wait for ever. So where
+        nothing is to be painted, an empty picture is; its t = 1 says that its loss does not count."""
+        if self.world == 1 or any(t < 1 for sample in samples for t in sample.t):
+            return samples
+        side, grid = self.config.siglip.image_size, self.config.siglip.image_size // self.config.vae.factor
+        m, z = grid * grid // 4, torch.zeros(self.config.vae.latent_channels, grid, grid)
+        return [*samples, Sample([self.config.special.image_gen] * m, [IGNORE] * m, [torch.zeros(3, side, side)], [z], [1.0])]
+
+    def __getitem__(self, step: int) -> Step:
+        while self.step < step:  # steps are asked for in ascending order
+            self.positions += np.bincount(self.choose(self.step), minlength=len(self.sources))
+            self.step += 1
+        positions, samples, skipped = self.positions.copy(), [], []
+        seen, damaged = ([0] * len(self.sources) for _ in range(2))
+        for i, k in enumerate(self.choose(step).tolist()):
+            source, (epoch, position) = self.sources[k], divmod(int(positions[k]), self.sources[k].lines)
+            positions[k] += 1
+            if i % self.world != self.rank:
+                continue
+            line = shuffled(position, source.lines, [self.seed, k, epoch])
+            rng = np.random.default_rng([self.seed, k, epoch, line])
+            seen[k] += 1
+            try:
+                turns, pictures = source.read(line, rng, step / self.steps)
+                samples.append(make_sample(turns, pictures, self.tokenizer, self.config, rng))
+            except Exception as error:  # a damaged line can be damaged in any way; the run stops when there are many
+                damaged[k] += 1
+                skipped.append({"source": source.name, "line": line, "reason": f"{type(error).__name__}: {error}"})
+        starts = range(0, math.ceil(self.batch / self.world), self.micro)  # as many in every process
+        batches = [collate(self.complete(samples[start : start + self.micro]), self.config) for start in starts]
+        tokens = sum(len(sample.ids) for sample in samples), sum(batch.ids.numel() for batch in batches)
+        times = [t for sample in samples for t in sample.t]
+        taken = {source.name: int(position) for source, position in zip(self.sources, positions)}
+        return Step(batches, tokens, (len(times), sum(t < 1 for t in times)), seen, damaged, skipped, taken)
 
 
 # ---- the toy world as a source of samples ----------------------------------------------------------------------
@@ -278,23 +440,19 @@ def text_only(rng: np.random.Generator, objects: int, side: int):
     return [human(question), gpt(answer)], []
 
 
-# source -> weight in the mix and its maker
-TOY_SOURCES: tuple[tuple[float, Callable], ...] = (
-    (0.60, generation),
-    (0.25, understanding),
-    (0.10, editing),
-    (0.03, sentence_and_picture),
-    (0.02, text_only),
-)
+class ToySource:
+    """An endless source of samples that are made on the fly. The world widens: one object, then two, then all four."""
+
+    lines = 1 << 40
+
+    def __init__(self, make: Callable, side: int):
+        self.name, self.make, self.side = make.__name__, make, side
+
+    def read(self, line: int, rng: np.random.Generator, progress: float) -> tuple[list[dict], list[Image.Image]]:
+        return self.make(rng, 1 if progress < 0.08 else 2 if progress < 0.35 else 4, self.side)
 
 
-def toy_sample(line: int, objects: int, seed: int, tokenizer: Tokenizer, config: CheersConfig) -> Sample:
-    """Sample `line` of the endless toy stream, with scenes of at most `objects` objects."""
-    weights = [weight for weight, _ in TOY_SOURCES]
-    source = int(np.random.default_rng([seed, line]).choice(len(weights), p=weights))
-    rng = np.random.default_rng([seed, source, 0, line])  # (seed, source, epoch, line)
-    turns, pictures = TOY_SOURCES[source][1](rng, objects, config.siglip.image_size)
-    return make_sample(turns, pictures, tokenizer, config, rng)
+TOY_MIX = {generation: 0.60, understanding: 0.25, editing: 0.10, sentence_and_picture: 0.03, text_only: 0.02}
 
 
 def toy_tokenizer() -> Tokenizer:
@@ -302,7 +460,7 @@ def toy_tokenizer() -> Tokenizer:
     rng = np.random.default_rng(0)
     texts = [SYSTEM, "system\nuser\nassistant", PAINT_REQUEST]
     for _ in range(4000):
-        for _, make in TOY_SOURCES:
+        for make in TOY_MIX:
             texts += [turn["value"] for turn in make(rng, 4, 32)[0]]
     backend = qwen_bpe(tokenizers.models.BPE())
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
@@ -312,34 +470,22 @@ def toy_tokenizer() -> Tokenizer:
     return Tokenizer(backend)
 
 
-class ToySteps(Dataset):
-    """Item k is the batch of step k."""
-
-    def __init__(self, steps: int, batch: int, seed: int, tokenizer: Tokenizer, config: CheersConfig):
-        self.steps, self.batch, self.seed = steps, batch, seed
-        self.tokenizer, self.config = tokenizer, config
-
-    def __getitem__(self, step: int) -> Batch:
-        # The world widens: one object, then two, then all four.
-        progress = step / self.steps
-        objects = 1 if progress < 0.08 else 2 if progress < 0.35 else 4
-        lines = range(step * self.batch, (step + 1) * self.batch)
-        samples = [toy_sample(line, objects, self.seed, self.tokenizer, self.config) for line in lines]
-        return collate(samples, self.config)
-
-
 class ToyPictures(Dataset):
     """Item k is what VAE step k needs: pictures (B, 3, S, S), noise for their latents, a time for each (B, 1, 1, 1), and
     whether half of the steps are done."""
 
+    sources = ()
+
     def __init__(self, steps: int, batch: int, config: CheersConfig, seed: int):
         self.steps, self.batch, self.config, self.seed = steps, batch, config, seed
 
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor, Tensor, bool]:
+    def __getitem__(self, step: int) -> Step:
         rng = np.random.default_rng([self.seed, 1, step])
         side, vae = self.config.siglip.image_size, self.config.vae
         pictures = [shapes.draw(shapes.random_scene(rng), side) for _ in range(self.batch)]
         grid = PATCH * side // vae.factor
         noise = rng.standard_normal((self.batch, vae.z_channels, grid, grid), dtype=np.float32)
         t = torch.from_numpy(rng.random((self.batch, 1, 1, 1), dtype=np.float32))
-        return torch.stack([to_pixels(picture) for picture in pictures]), torch.from_numpy(noise), t, 2 * step >= self.steps
+        pixels = torch.stack([to_pixels(picture) for picture in pictures])
+        late = 2 * step >= self.steps
+        return Step([(pixels, torch.from_numpy(noise), t, late)])

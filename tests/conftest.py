@@ -87,3 +87,7 @@ def close(value: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-4) 
 
 def rows(tensor: torch.Tensor) -> list[list[int]]:
     return tensor.tolist()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=1, help="how often the kill test kills")
