@@ -380,6 +380,9 @@ def fit(
             group["lr"] = group["pace"] * rate
         with compute(args.device, args.dtype):
             losses = step_function(model, item)
+        for parameter in parameters:  # of a part that had nothing to do: Adam counts the step all the same
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         norm = nn.utils.clip_grad_norm_(parameters, 1.0)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         optimizer.step()
