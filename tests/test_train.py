@@ -21,7 +21,8 @@ import data
 from cheers import Cheers
 from conftest import ROOT
 from data import JsonLines, Mixture, ToySource, collate, make_sample, pack, shuffled
-from train import PRETRAINING, STAGES, TOY, bytes_per_process, cost, freeze, learning_rate
+from plan import bytes_per_process, cost
+from train import PRETRAINING, STAGES, TOY, freeze, learning_rate
 
 TINY = ROOT / "weights" / "tiny"
 
@@ -352,6 +353,34 @@ def test_the_plan_counts_what_torch_counts(tiny, parts):
             real.loss(batch).total.backward()
         painted, supervised = int((batch.t < 1).sum()), int((batch.labels[:, 1:] >= 0).sum())
         assert cost(planned, batch.ids.shape[1], len(sample.pixels), painted, supervised)[0] == counter.get_total_flops()
+
+
+def test_the_plan_knows_every_byte_of_a_process(tiny, tmp_path):
+    """Against what FSDP2 really gives to process 0 of 2."""
+    script = tmp_path / "shards.py"
+    script.write_text(f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import torch
+from cheers import Cheers
+from parallel import RANK, shard, start_process, training_state
+model = Cheers.from_pretrained({str(TINY)!r}, "cpu", torch.float32)
+model.vae.requires_grad_(False)
+shard(model, start_process(), torch.float32, 1)
+trained = [p for p in model.parameters() if p.requires_grad]
+training_state(model, optimizer := torch.optim.AdamW(trained))
+local = lambda x: 4 * (x.to_local() if hasattr(x, "to_local") else x).numel()
+if RANK == 0:
+    print(sum(map(local, model.parameters())), sum(map(local, trained)),
+          sum(local(x) for p in trained for x in optimizer.state[p].values()))
+""")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(launch, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    with torch.device("meta"):
+        model = Cheers(tiny.config)
+    freeze(model, TOY)
+    assert list(bytes_per_process(model, 2).values()) == [int(word) for word in done.stdout.split()]
 
 
 def test_the_plan_prints(tmp_path):

@@ -1,0 +1,185 @@
+"""Many processes: their start, FSDP2 over the model, and checkpoints that are complete or invisible.
+
+Everything here works in one process too, where it does nothing. Checkpoints are torch's distributed ones in safetensors files
+(nothing is ever unpickled), written under another name, hashed, then renamed: a kill leaves the last good one untouched.
+"""
+
+import hashlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+import cfm_head
+import qwen
+import siglip
+import vae
+from cheers import Cheers, best_device, read_json, write_json
+
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # torchrun sets them
+BLOCKS = (qwen.Layer, siglip.Layer, cfm_head.Block, vae.ResnetBlock)
+
+
+def start_process() -> torch.device:
+    device = best_device()
+    if device.type == "cuda" and WORLD > 1:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    if WORLD > 1:  # counts and flags travel on the CPU, so that no GPU is waited for
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=10))
+    return device
+
+
+def total(values: Tensor) -> Tensor:
+    """The sum over all processes of a tensor on the CPU."""
+    if WORLD > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def shared(function: Callable):
+    """Process 0 calls the function -> its result, in every process."""
+    result = [function() if RANK == 0 else None]
+    if WORLD > 1:
+        dist.broadcast_object_list(result)
+    return result[0]
+
+
+def say(sentence: str) -> None:
+    if RANK == 0:
+        print(sentence, file=sys.stderr, flush=True)
+
+
+def trained_blocks(model: Cheers) -> list[nn.Module]:
+    frozen = set(model.vae.modules())
+    return [module for module in model.modules() if isinstance(module, BLOCKS) and module not in frozen]
+
+
+def shard(model: Cheers, device: torch.device, dtype: torch.dtype, replicas: int) -> None:
+    """FSDP2: weights, gradients and optimizer are spread over the processes (of each replica), gathered block by block. They
+    stay in float32, `dtype` is what is gathered. The frozen VAE is not spread."""
+    shape, names = ((replicas, WORLD // replicas), ("replicate", "shard")) if replicas > 1 else ((WORLD,), ("shard",))
+    policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
+    spread = partial(fully_shard, mesh=init_device_mesh(device.type, shape, mesh_dim_names=names), mp_policy=policy)
+    for block in (*trained_blocks(model), model.pixel_decoder):
+        spread(block)
+    spread(model, ignored_params=set(model.vae.parameters()))
+    register_fsdp_forward_method(model.pixel_decoder, "decode")
+    register_fsdp_forward_method(model, "loss")
+
+
+def full_tensors(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The whole model on the CPU of process 0, gathered tensor by tensor; elsewhere nothing. All processes must call it."""
+    gathered = {}
+    for name, tensor in model.state_dict().items():
+        tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+        if RANK == 0:
+            gathered[name] = tensor.to("cpu", dtype, copy=True)
+    return gathered
+
+
+# ---- checkpoints -----------------------------------------------------------------------------------------------
+
+
+def training_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Every tensor that a step changes, by name: themselves, not copies, so that loading fills them in place."""
+    state = dict(model.state_dict())
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            moments = optimizer.state[parameter]  # empty before the first step
+            moments.setdefault("step", torch.zeros(()))
+            for key in ("exp_avg", "exp_avg_sq"):
+                moments.setdefault(key, torch.zeros_like(parameter, requires_grad=False))
+            state |= {f"{key} of {name}": value for key, value in moments.items()}
+    return state
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of a folder but the manifest; the processes share the work."""
+    mine, gathered = {}, [None] * WORLD
+    for path in sorted(path for path in folder.iterdir() if path.name != "manifest.json")[RANK::WORLD]:
+        with open(path, "rb") as file:
+            mine[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    if WORLD > 1:
+        dist.all_gather_object(gathered, mine)
+        mine = {name: value for part in gathered for name, value in part.items()}
+    return mine
+
+
+def damage(folder: Path) -> str:
+    """What is wrong with a checkpoint; empty when every file is what the manifest says."""
+    found = hashes(folder)
+    try:
+        wanted = read_json(folder / "manifest.json")["files"]
+        wrong = sorted(name for name in wanted if found.get(name) != wanted[name])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return str(error)
+    return f"changed or missing: {', '.join(wrong)}" if wrong else ""
+
+
+def save(out: Path, phase: str, step: int, keep: int, state: dict[str, Tensor], positions: dict[str, int]) -> None:
+    """A checkpoint OUT/PHASE-STEP, complete or invisible: written under another name, then a hash of every file, then renamed.
+    The newest `keep` stay. Raises OSError when it cannot be written; what was there before is untouched."""
+    unfinished, folder = out / ".partial", out / f"{phase}-{step:07d}"
+    shared(lambda: shutil.rmtree(unfinished, ignore_errors=True) or unfinished.mkdir())
+    try:
+        dcp.save(state, storage_writer=dcp.HuggingFaceStorageWriter(str(unfinished), save_distributed=True))
+    except CheckpointException as error:
+        reason = next(iter(error.failures.values()))[0]
+        raise OSError(f"cannot save step {step} in {out} ({reason}); earlier checkpoints are untouched") from None
+    files = hashes(unfinished)
+
+    def finish() -> None:
+        write_json(unfinished / "manifest.json", {"step": step, "positions": positions, "files": files})
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(unfinished, folder)
+        for old in sorted(out.glob(f"{phase}-*[0-9]"))[:-keep]:
+            shutil.rmtree(old)
+
+    shared(finish)
+
+
+def load(folder: Path, state: dict[str, Tensor]) -> None:
+    try:
+        dcp.load(state, storage_reader=dcp.HuggingFaceStorageReader(str(folder)))
+    except CheckpointException as error:
+        reason = next(iter(error.failures.values()))[0]
+        raise ValueError(f"{folder} is of another model ({reason}); choose another --out") from None
+
+
+def resume(out: Path, phase: str, state: dict[str, Tensor]) -> tuple[int, dict[str, int]]:
+    """Fills `state` from the newest good checkpoint of a phase -> its step, and where the sources stood; 0 when there is none.
+    Damaged ones are set aside."""
+    for folder in shared(lambda: sorted(out.glob(f"{phase}-*[0-9]"), reverse=True)):
+        if problem := damage(folder):
+            shared(lambda: os.replace(folder, folder.with_name(f"damaged-{folder.name}-{time.time_ns()}")))
+            say(f"{folder} is damaged ({problem}); it is set aside")
+            continue
+        load(folder, state)
+        manifest = read_json(folder / "manifest.json")
+        return manifest["step"], manifest["positions"]
+    return 0, {}
+
+
+def export(folder: Path, out: Path) -> None:
+    """A checkpoint of a run -> the official layout, in bf16, with no more than the model itself in memory."""
+    if problem := damage(folder):
+        raise ValueError(f"{folder} is damaged ({problem}); take another checkpoint")
+    model = Cheers.from_configuration(folder.parent).to(torch.bfloat16).to_empty(device="cpu")
+    load(folder, dict(model.state_dict()))
+    model.save_pretrained(out)
+
+
