@@ -51,11 +51,8 @@ class SpecialTokens:
 RELEASE_KEYS = {
     "architectures": ["Cheers"],
     "model_type": "umm",
-    "auto_map": {
-        "AutoConfig": "configuration_umm.UMMConfig",
-        "AutoModel": "modeling_umm.UMMModel",
-        "AutoModelForCausalLM": "modeling_umm.Cheers",
-    },
+    "auto_map": {"AutoConfig": "configuration_umm.UMMConfig", "AutoModel": "modeling_umm.UMMModel",
+                 "AutoModelForCausalLM": "modeling_umm.Cheers"},
 }
 
 
@@ -91,9 +88,11 @@ class CheersConfig:
         if siglip.patch_size != vae.factor:
             raise ValueError(f"config.json: SigLIP's patch {siglip.patch_size} is not the VAE's factor {vae.factor}")
         qwen, special = read(QwenConfig, config.get("text_config", {})), read(SpecialTokens, config.get("special_token_ids", {}))
-        for part, width, heads in (("text", qwen.hidden_size, qwen.num_attention_heads), ("vision", siglip.hidden_size, siglip.num_attention_heads)):
-            if heads < 1 or width % heads or qwen.num_key_value_heads < 1 or heads % qwen.num_key_value_heads:
-                raise ValueError(f"config.json: {part} width {width}, {heads} heads and {qwen.num_key_value_heads} key/value heads do not divide")
+        for part, width, heads in (("text", qwen.hidden_size, qwen.num_attention_heads),
+                                   ("vision", siglip.hidden_size, siglip.num_attention_heads)):
+            groups = qwen.num_key_value_heads  # of both: the cascaded head has them in either width
+            if heads < 1 or width % heads or groups < 1 or heads % groups:
+                raise ValueError(f"config.json: {part} width {width}, {heads} heads and {groups} key/value heads do not divide")
         depths = config.get("head_depths", [7, 3])
         if not isinstance(depths, list) or [type(depth) for depth in depths] != [int, int]:
             raise ValueError(f"config.json: head_depths is {depths!r} instead of two numbers")
