@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
-ROOMS = ("vae", "siglip", "qwen", "cfm_head", "cheers", "shapes", "data", "sample", "train", "evaluate")
+ROOMS = ("vae", "siglip", "qwen", "cfm_head", "cheers", "shapes", "data", "sample", "parallel", "tiny", "plan", "train", "evaluate")
 ALLOWED = {"torch", "numpy", "PIL", "safetensors", "tokenizers", "huggingface_hub", "tqdm"}
 
 
