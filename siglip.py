@@ -39,8 +39,7 @@ class Embeddings(nn.Module):
         table = self.position_embedding.weight.unflatten(0, (self.side, self.side)).permute(2, 0, 1)[None]
         if (height, width) == (self.side, self.side):
             return table
-        resized = F.interpolate(table.float(), (height, width), mode="bicubic", align_corners=False)
-        return resized.to(table.dtype)
+        return F.interpolate(table.float(), (height, width), mode="bicubic", align_corners=False).to(table.dtype)
 
     def forward(self, pixels: Tensor) -> Tensor:
         patches = self.patch_embedding(pixels)                 # (B, C, H/p, W/p)
@@ -56,10 +55,8 @@ class Attention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, n, C/heads)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        q, k, v = (f(x).unflatten(-1, (self.heads, -1)) for f in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v)) # (B, heads, n, C/heads)
         x = F.scaled_dot_product_attention(q, k, v)            # softmax(q k^T / sqrt(C/heads)) v
         return self.out_proj(x.transpose(1, 2).flatten(2))     # (B, n, C)
 
@@ -93,16 +90,13 @@ class SigLIP(nn.Module):
         self.config = config
         self.embeddings = Embeddings(config)
         self.encoder = nn.Module()
-        self.encoder.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.encoder.layers = nn.Sequential(*(Layer(config) for _ in range(config.num_hidden_layers)))
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """pixels (B, 3, H, W), sides multiples of p -> semantic features (B, n, C), patch embeddings S (B, n, C)."""
         embeddings = self.embeddings(pixels)                   # (B, n, C)
-        x = embeddings
-        for layer in self.encoder.layers:
-            x = layer(x)                                       # (B, n, C)
-        return self.post_layernorm(x), embeddings
+        return self.post_layernorm(self.encoder.layers(embeddings)), embeddings
 
     def initialise(self) -> None:
         """Small normal weights as in ViT; needed only for training from nothing, official runs start from SigLIP2."""
