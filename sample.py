@@ -36,11 +36,11 @@ PUBLISHED = {"steps": 80, "guidance": 9.5, "shift": 0.5}  # the release's README
 SOURCE_SHARE = 0.1  # editing starts at 0.1·z_source + 0.9·noise
 
 Picture = Image.Image
-Prompt = str | list[dict[str, str]] | list[int]
+Pictures = list[Picture] | Tensor                  # or (N, 3, H, W) in [0, 1]
+Prompt = str | list[dict[str, str]] | list[int]    # or messages, or ids
 
 
 # ---- the flow --------------------------------------------------------------------------------------------------
-
 
 def schedule(steps: int, shift: float, grid: str = "exact", start: float = 0.0) -> tuple[Tensor, Tensor]:
     """Shifted times and step sizes of an Euler integration, (steps,) each, float32.
@@ -63,19 +63,17 @@ class Prefix:
     hidden: Tensor      # (R, C), of each prompt's last token
 
 
-def extend(model: Cheers, prefix: Prefix | None, rows: list[list[int]], visuals: list[Tensor],
-           causal: int = 0) -> Prefix:
+def extend(model: Cheers, prefix: Prefix | None, rows: list[list[int]], visuals: list[Tensor], causal=0) -> Prefix:
     """Runs R rows of ids (a placeholder per visual token) and their visual tokens (m', C), in order, through the
     language model, after what it remembers.
 
     causal: so many tokens at the start are visual tokens without full attention (the release's dummy picture)."""
     lengths = torch.tensor([len(row) for row in rows], device=model.device)
-    longest = int(lengths.max())
-    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=model.device)
-    new = torch.arange(longest, device=model.device).expand_as(ids)                # (R, L)
+    ids = torch.tensor(list(itertools.zip_longest(*rows, fillvalue=0)), device=model.device).T  # (R, L), padded
+    new = torch.arange(ids.shape[1], device=model.device).expand_as(ids)           # (R, L)
     mask, real, positions = attention_mask(model.is_image(ids) & (new >= causal)), new < lengths[:, None], new
     if prefix:
-        mask = torch.cat([prefix.real[:, None, None].expand(-1, 1, longest, -1), mask], dim=-1)
+        mask = torch.cat([prefix.real[:, None, None].expand(-1, 1, ids.shape[1], -1), mask], dim=-1)
         real, positions = torch.cat([prefix.real, real], dim=1), prefix.real.sum(1, keepdim=True) + new
     if real.shape[1] > (limit := model.config.qwen.max_position_embeddings):
         raise ValueError(f"the prompt is too long: {real.shape[1]} tokens, the model takes {limit}; shorten it")
@@ -109,23 +107,19 @@ def denoise(model: Cheers, prefix: Prefix, latents: Tensor, guidance: float, tim
     for t, delta in zip(bar, deltas.tolist()):
         tokens, details = (x.repeat(branches, 1, 1) for x in model.tokenize_image(z))  # (R, m, C), (R, n, V)
         hidden, _ = model.qwen(tokens, positions, mask, prefix.past)               # (R, m, C)
-        t_rows = torch.full((len(hidden),), t, device=model.device)
-        velocity, gate = model.head(hidden, t_rows, details, grid)                 # (R, z', h, w), (R, n, 1)
+        velocity, gate = model.head(hidden, z.new_full(hidden.shape[:1], t), details, grid)  # (R, z', h, w), (R, n, 1)
         conditional, *rest = velocity.float().split(len(z))
         unconditional = rest[0] if rest else None
         # v = v_uncond + s·(v_cond - v_uncond)
         guided = unconditional + guidance * (conditional - unconditional) if rest else conditional
-        result = z + delta * guided                                                # z_{t+Δt} = z_t + Δt·V_t
-        yield Step(t, conditional, unconditional, guided, gate[: len(z), :, 0].unflatten(1, z.shape[2:]), result)
-        z = result
+        z = z + delta * guided                                                     # z_{t+Δt} = z_t + Δt·V_t
+        yield Step(t, conditional, unconditional, guided, gate[: len(z), :, 0].unflatten(1, z.shape[2:]), z)
 
 
 # ---- prompts and pictures --------------------------------------------------------------------------------------
 
-
 def complete(model: Cheers, **chosen: float | None) -> dict:
-    """steps, guidance and shift, in this order: as chosen, else the checkpoint's, else the published ones. Raises
-    ValueError for what is impossible."""
+    """steps, guidance, shift: as chosen, else the checkpoint's, else the published ones. ValueError if impossible."""
     settings = PUBLISHED | model.generation | {name: value for name, value in chosen.items() if value is not None}
     for name, value in settings.items():
         if name not in PUBLISHED:
@@ -140,10 +134,9 @@ def complete(model: Cheers, **chosen: float | None) -> dict:
 def picture_size(model: Cheers, size: int | tuple[int, int] | None) -> tuple[int, int]:
     """(width, height), the trained square when left out. Raises ValueError unless both are multiples of 2f."""
     width, height = (size, size) if isinstance(size, int) else size or (model.config.siglip.image_size,) * 2
-    multiple = model.config.multiple
-    if any(side < multiple or side % multiple for side in (width, height)):
-        sentence = f"a size of {width}x{height} does not fit: both sides must be positive multiples of {multiple}"
-        raise ValueError(sentence)
+    unit = model.config.multiple
+    if any(side < unit or side % unit for side in (width, height)):
+        raise ValueError(f"a size of {width}x{height} does not fit: both sides must be positive multiples of {unit}")
     return width, height
 
 
@@ -152,7 +145,7 @@ def seeded_noise(seed: int, index: int, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(np.random.default_rng([seed, index]).standard_normal(shape, dtype=np.float32))
 
 
-def look(model: Cheers, pictures: list[Picture] | Tensor, side: int) -> tuple[list[Tensor], list[Tensor]]:
+def look(model: Cheers, pictures: Pictures, side: int) -> tuple[list[Tensor], list[Tensor]]:
     """Latents (1, z', h, w) and visual tokens (m, C) of each clean picture, t = 1. A tensor (3, H, W) in [0, 1] is
     taken as it is, anything else fitted into a square of `side` pixels."""
     pixels = [p if isinstance(p, Tensor) else to_pixels(fit_inside(to_rgb(p), side)) for p in pictures]
@@ -182,13 +175,11 @@ def prompt_ids(model: Cheers, prompt: Prompt, visuals: list[Tensor], painting: b
 
 @torch.inference_mode()
 def generate_images(
-    model: Cheers, prompts: list[Prompt],
-    *, steps: int | None = None, guidance: float | None = None, shift: float | None = None,
-    size: int | tuple[int, int] | None = None, seed: int | None = None, noise: Tensor | None = None,
-    negative: Prompt | None = None, sources: list[Picture | list[Picture]] | Tensor | None = None,
-    grid: str = "exact", dummy_pixels: Tensor | None = None,
-    first: int = 0, watch: Callable[[Step], None] | None = None, progress: bool = False,
-) -> Tensor:
+        model: Cheers, prompts: list[Prompt], *, steps: int | None = None, guidance: float | None = None,
+        shift: float | None = None, size: int | tuple[int, int] | None = None, seed: int | None = None,
+        noise: Tensor | None = None, negative: Prompt | None = None,
+        sources: Pictures | list[list[Picture]] | None = None, dummy_pixels: Pictures | None = None, first: int = 0,
+        grid: str = "exact", watch: Callable[[Step], None] | None = None, progress: bool = False) -> Tensor:
     """Paints one picture per prompt -> (B, 3, H, W) in [0, 1], float32. Raises ValueError for settings that cannot be.
 
     prompts: strings, lists of messages, or complete lists of ids ending in `<im_start>`.
@@ -198,7 +189,7 @@ def generate_images(
     negative: replaces the unconditional prompt (all words `<no_mean>`).
     sources: pictures to edit, one per prompt (or a list per prompt, the first of which is edited). They stand in the
         conditional and the unconditional prompt, and the flow starts a tenth of the way towards the first.
-    grid: "exact" or "released" (`schedule`). dummy_pixels: (B, 3, S, S), the release's random picture before prompts.
+    grid: "exact" or "released" (`schedule`). dummy_pixels: (B, 3, S, S) or pictures, the noise before prompts.
     watch: called with every `Step`. progress: shows a bar."""
     if isinstance(prompts, str) or not all(len(prompt) for prompt in prompts) or not len(prompts):
         raise ValueError("prompts must be a list of prompts, none of them empty")
@@ -220,12 +211,11 @@ def generate_images(
                  for row, v in zip(rows, visuals)]
         visuals = visuals * 2
     if dummy_pixels is not None:
-        dummies = look(model, dummy_pixels, width)[1] * (len(rows) // len(prompts))
+        dummies = look(model, dummy_pixels, model.config.siglip.image_size)[1] * (len(rows) // len(prompts))
         causal = len(dummies[0])
         rows = [[model.config.special.image] * causal + row for row in rows]
         visuals = [[dummy, *v] for dummy, v in zip(dummies, visuals)]
     prefix = extend(model, None, rows, [tokens for v in visuals for tokens in v], causal)
-
     if noise is None:
         seed = secrets.randbits(32) if seed is None else seed
         noise = torch.stack([seeded_noise(seed, first + k, shape) for k in range(len(prompts))])
@@ -242,7 +232,6 @@ def generate_images(
 
 # ---- text, and answers with pictures ---------------------------------------------------------------------------
 
-
 def choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
     """The next token from logits (vocabulary,): the likeliest at temperature 0, else drawn from the smallest set of
     tokens whose probabilities sum to top_p."""
@@ -250,14 +239,13 @@ def choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Ge
         return int(logits.argmax())
     logits = logits.float().cpu()
     probabilities, order = ((logits - logits.max()) / temperature).softmax(-1).sort(descending=True)
-    before = probabilities.cumsum(-1) - probabilities
-    probabilities[before >= top_p] = 0
+    probabilities[probabilities.cumsum(-1) - probabilities >= top_p] = 0  # those before it suffice
     return int(order[torch.multinomial(probabilities, 1, generator=generator)])
 
 
-def stream(model: Cheers, prompt: Prompt, images: list[Picture] | Tensor | None, max_new_tokens: int,
-           temperature: float, top_p: float, seed: int | None, picture_tokens: int = 0,
-           paint: Callable[[list[int], list[Tensor]], Tensor] | None = None) -> Iterator[int | Tensor]:
+def stream(
+        model: Cheers, prompt: Prompt, images: Pictures | None, max_new_tokens: int, temperature: float, top_p: float,
+        seed: int | None, picture_tokens: int = 0, paint: Callable | None = None) -> Iterator[int | Tensor]:
     """Token ids of an answer, as they come, the end of the turn not included. When a token opens a picture and `paint`
     is given, paint(ids so far, visual tokens so far) -> final latents (1, z', h, w) are yielded, the answer's context
     gets their visual tokens at t = 1 (picture_tokens with `<im_end>`), and it goes on."""
@@ -287,9 +275,8 @@ def stream(model: Cheers, prompt: Prompt, images: list[Picture] | Tensor | None,
 
 @torch.inference_mode()
 def generate_text(
-    model: Cheers, prompt: Prompt, images: list[Picture] | Tensor | None = None,
-    *, max_new_tokens: int = 512, temperature: float = 0.0, top_p: float = 1.0, seed: int | None = None,
-) -> str | list[int]:
+        model: Cheers, prompt: Prompt, images: Pictures | None = None, *, max_new_tokens: int = 512,
+        temperature: float = 0.0, top_p: float = 1.0, seed: int | None = None) -> str | list[int]:
     """Answers a prompt about pictures: text in, text out; ids in, ids out (the end of the turn not included)."""
     ids = list(stream(model, prompt, images, max_new_tokens, temperature, top_p, seed))
     return ids if is_ids(prompt) else model.tokenizer.decode(ids).strip()
@@ -297,10 +284,9 @@ def generate_text(
 
 @torch.inference_mode()
 def converse(
-    model: Cheers, messages: list[dict[str, str]], images: list[Picture] | Tensor | None = None,
-    *, max_new_tokens: int = 512, temperature: float = 0.0, top_p: float = 1.0, seed: int | None = None,
-    size: int | tuple[int, int] | None = None, first: int = 0, progress: bool = False, **painting: float | None,
-) -> Iterator[str | Picture]:
+        model: Cheers, messages: list[dict[str, str]], images: Pictures | None = None, *, max_new_tokens: int = 512,
+        temperature: float = 0.0, top_p: float = 1.0, seed: int | None = None, first: int = 0, progress: bool = False,
+        size: int | tuple[int, int] | None = None, **painting: float | None) -> Iterator[str | Picture]:
     """The assistant's next turn: yields pieces of text and pictures in the order they arise. An answer that opens
     `<im_start>` paints there, on all that was said before, and goes on; its k-th picture is fixed by (seed, first + k).
 
@@ -314,13 +300,11 @@ def converse(
         z = seeded_noise(seed, next(indices), shape)[None].to(model.device)        # (1, z', h, w)   z_0
         rows = [ids] if guidance == 1 else [ids, drop_text(ids, model.config)]
         prefix = extend(model, None, rows, visuals * len(rows))
-        *_, last = denoise(model, prefix, z, guidance, *schedule(steps, shift), progress)
-        return last.result
+        return list(denoise(model, prefix, z, guidance, *schedule(steps, shift), progress))[-1].result
 
     decoder = DecodeStream(skip_special_tokens=True)  # holds back bytes that are not a character yet
     picture_tokens = shape[1] * shape[2] // 4 + 1     # and `<im_end>`
-    limits = max_new_tokens, temperature, top_p, seed
-    for piece in stream(model, messages, images, *limits, picture_tokens, paint):
+    for piece in stream(model, messages, images, max_new_tokens, temperature, top_p, seed, picture_tokens, paint):
         if isinstance(piece, Tensor):
             yield to_picture(model.decode_image(piece)[0])
         elif text := decoder.step(model.tokenizer.backend, piece):
@@ -329,19 +313,17 @@ def converse(
 
 # ---- command line ----------------------------------------------------------------------------------------------
 
-
 def save_png(picture: Picture, path: Path, prompt: str, seed: int, settings: dict) -> None:
     """Writes a PNG that carries its prompt, seed and settings; under another name first."""
     info = PngImagePlugin.PngInfo()
     for key, value in (("prompt", prompt), ("seed", str(seed)), ("settings", json.dumps(settings))):
         info.add_itxt(key, value)
-    partial = path.with_name(f".{path.name}.partial")
-    picture.save(partial, "PNG", pnginfo=info)
+    picture.save(partial := path.with_name(f".{path.name}.partial"), "PNG", pnginfo=info)
     os.replace(partial, path)
 
 
 def output_path(out: Path, prompt: str, seed: int, index: int) -> Path:
-    """`out` if it names a PNG, else a new name in the folder `out`. Makes the folder; ValueError if it cannot be written."""
+    """`out` if it names a PNG, else a name in the folder `out`. Makes the folder; ValueError if it cannot."""
     words = "-".join(re.findall(r"\w+", prompt.lower()))[:60] or "picture"
     path = out if out.suffix.lower() == ".png" else out / f"{words}-{seed}-{index}.png"
     try:
@@ -387,14 +369,15 @@ def parse_arguments() -> argparse.Namespace:
     painting_only = args.released or args.heatmaps or args.negative is not None or args.num != 1
     suffix = args.out.suffix.lower()
     for wrong, sentence in (
-        (args.edit and (args.chat or not args.image), "--edit needs the picture to change, --image FILE, and no --chat"),
+        (args.edit and (args.chat or not args.image),
+         "--edit needs the picture to change, --image FILE, and no --chat"),
         (not args.prompts and not args.chat, "a PROMPT is missing, for example: a red circle"),
         (args.answers and painting_only, "--released, --heatmaps, --negative and --num are for painting and editing"),
         (args.num < 1, "--num must be at least 1"),
         (not 0 <= (args.seed or 0) < 2**63, "--seed must be in [0, 2**63)"),
         (re.search("[\ud800-\udfff]", "".join([*args.prompts, args.negative or ""])), "a PROMPT is not valid UTF-8"),
         (not all(args.prompts), "a PROMPT is empty"),
-        (suffix in (".jpg", ".jpeg", ".webp", ".gif"), "pictures are written as PNG; give --out a name.png or a folder"),
+        (suffix in ".jpg .jpeg .webp .gif".split(), "pictures are written as PNG; give --out a name.png or a folder"),
         (suffix == ".png" and (args.chat or not args.answers and len(args.prompts) * args.num > 1),
          "several pictures do not fit into one file; give --out a folder"),
     ):
@@ -403,52 +386,45 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def paint_all(model: Cheers, args: argparse.Namespace, settings: dict, seed: int) -> None:
+def paint_all(model: Cheers, args: argparse.Namespace, images: list[Picture], settings: dict, seed: int) -> None:
     """Every prompt `--num` times, in batches; prints the path of each picture."""
-    size = picture_size(model, args.size)
+    width, height = size = picture_size(model, args.size)
     prompts = [prompt for prompt in args.prompts for _ in range(args.num)]
-    sources = [open_picture(path) for path in args.image]
     paths = [output_path(args.out, prompt, seed, k) for k, prompt in enumerate(prompts)]  # refused before the work
     shared = settings | {"size": size, "grid": "released" if args.released else "exact", "negative": args.negative}
-    chunk = max(1, 4 * 512 * 512 // (size[0] * size[1]))  # four official pictures at once
-    side = model.config.siglip.image_size
+    chunk = max(1, 4 * 512 * 512 // (width * height))  # four official pictures at once
     for start in range(0, len(prompts), chunk):
-        batch, dummy, times, maps = prompts[start : start + chunk], None, [], []
-        if args.released and not args.edit:  # the released code's picture of noise before the prompt, here with a seed
-            seeds = ([seed, start + k, 1] for k in range(len(batch)))
-            noise = (np.random.default_rng(s).integers(0, 256, (256, 256, 3), dtype=np.uint8) for s in seeds)
-            dummy = torch.stack([to_pixels(fit_inside(Image.fromarray(n), side)) for n in noise])
+        batch, dummies, seen = prompts[start : start + chunk], None, []
+        if args.released and not args.edit:  # the release's picture of noise before each prompt, here with a seed
+            generators = (np.random.default_rng([seed, start + k, 1]) for k in range(len(batch)))
+            dummies = [Image.fromarray(rng.integers(0, 256, (256, 256, 3), dtype=np.uint8)) for rng in generators]
         pixels = generate_images(
-            model, batch, seed=seed, first=start, sources=[sources] * len(batch) if args.edit else None,
-            dummy_pixels=dummy, progress=True, **shared,
-            watch=(lambda step: (times.append(step.t), maps.append(step.gate))) if args.heatmaps else None,
-        )
+            model, batch, seed=seed, first=start, sources=[images] * len(batch) if args.edit else None, progress=True,
+            dummy_pixels=dummies, watch=lambda step: seen.append((step.t, step.gate)), **shared)
         for k, picture in enumerate(pixels):
             path, about = paths[start + k], (batch[k], seed, shared | {"index": start + k})
             if args.heatmaps:
-                gates = [gate[k] for gate in maps]
+                times, gates = [t for t, _ in seen], [gate[k] for _, gate in seen]
                 save_png(draw_heatmaps(times, gates), path.with_name(f"{path.stem}-heatmaps.png"), *about)
                 save_png(draw_curve(intensities(gates)), path.with_name(f"{path.stem}-intensity.png"), *about)
             save_png(to_picture(picture), path, *about)
             print(path, flush=True)
 
 
-def talk(model: Cheers, args: argparse.Namespace, settings: dict, seed: int) -> None:
+def talk(model: Cheers, args: argparse.Namespace, images: list[Picture], settings: dict, seed: int) -> None:
     """Answers each prompt in turn, or what is typed; text streams, pictures are written where they arise."""
-    images = [open_picture(path) for path in args.image]
     settings |= dict(max_new_tokens=args.max_tokens, temperature=args.temperature, top_p=args.top_p)
     messages, painted, looks = [], 0, f"{LOOK}\n" * len(images)
-    turns = args.prompts if args.chat else [" ".join(args.prompts)]
-    for prompt in turns or iter(read_line, ""):
+    for prompt in (args.prompts if args.chat else [" ".join(args.prompts)]) or iter(read_line, ""):
         messages.append({"role": "user", "content": looks + prompt})
         looks, answer, shown = "", "", "\n"
-        for piece in converse(model, messages, images, seed=seed, size=args.size, first=painted, progress=True, **settings):
-            if isinstance(piece, str):
-                answer += piece
-            else:
+        shared = settings | {"seed": seed, "size": args.size, "first": painted, "progress": True}
+        for piece in converse(model, messages, images, **shared):
+            answer += piece if isinstance(piece, str) else LOOK
+            if not isinstance(piece, str):
                 path = output_path(args.out, prompt, seed, painted)
                 save_png(piece, path, prompt, seed, settings | {"index": painted})
-                images, answer, painted = [*images, piece], answer + LOOK, painted + 1
+                images, painted = [*images, piece], painted + 1
                 piece = "\n" * (shown[-1] != "\n") + f"{path}\n"
             print(piece, end="", flush=True)
             shown = piece
@@ -470,12 +446,14 @@ def main() -> None:
         device = torch.device(args.device) if args.device else best_device()
         torch.ones(1, device=device).item()
     except Exception as error:  # each backend has its own
-        raise ValueError(f"--device {args.device} is not available here ({str(error).splitlines()[0]}); try cpu") from None
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {args.device} is not available here ({reason}); try cpu") from None
     dtype = getattr(torch, args.dtype) if args.dtype else torch.float32 if device.type == "cpu" else None
     model = Cheers.from_pretrained(args.model, device, dtype)
     settings = complete(model, steps=args.steps, guidance=args.guidance, shift=args.shift)
     seed = secrets.randbits(32) if args.seed is None else args.seed
-    (talk if args.answers else paint_all)(model, args, settings, seed)
+    images = [open_picture(path) for path in args.image]
+    (talk if args.answers else paint_all)(model, args, images, settings, seed)
 
 
 if __name__ == "__main__":
