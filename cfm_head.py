@@ -129,7 +129,6 @@ class CascadedHead(nn.Module):
         -> velocity V_t (B, z', 2·rows, 2·columns) and the gate's map (B, n, 1)."""
         features = time_features(t).to(hidden.dtype)                               # (B, 256)
         tokens, patches = (torch.arange(count, device=hidden.device) for count in (hidden.shape[1], details.shape[1]))
-
         semantics = self.stage_1(hidden, self.time_1(features), tokens)            # (B, n/4, 4V)
         low = pixel_shuffle(semantics, grid)                                       # (B, n, V)   Z'_s
         injected, gate = self.gate(low, details)                                   # (B, n, V)   Z'_s ← G(Z'_s)⊙S + Z'_s

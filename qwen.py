@@ -35,7 +35,6 @@ class QwenConfig:
 
 # ---- the transformer -------------------------------------------------------------------------------------------
 
-
 class RMSNorm(nn.Module):
     def __init__(self, width: int, eps: float = 1e-6):
         super().__init__()
@@ -50,8 +49,7 @@ class RMSNorm(nn.Module):
 def rotary_angles(positions: Tensor, head_width: int, base: float) -> tuple[Tensor, Tensor]:
     """positions (B, L) -> cosines and sines (B, 1, L, D), float32. Feature pairs are (i, i + D/2): "half-split"."""
     frequencies = base ** -(torch.arange(0, head_width, 2, device=positions.device).float() / head_width)  # (D/2,)
-    angles = positions[:, None, :, None].float() * frequencies  # (B, 1, L, D/2)
-    angles = torch.cat([angles, angles], dim=-1)                # (B, 1, L, D)
+    angles = (positions[:, None, :, None].float() * frequencies).repeat(1, 1, 1, 2)  # (B, 1, L, D/2) -> (B, 1, L, D)
     return angles.cos(), angles.sin()
 
 
@@ -116,9 +114,8 @@ class Qwen(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(
-        self, x: Tensor, positions: Tensor, mask: Tensor | None = None, past: KeyValues | None = None
-    ) -> tuple[Tensor, KeyValues]:
+    def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None = None,
+                past: KeyValues | None = None) -> tuple[Tensor, KeyValues]:
         """Embeddings x (B, L, C) at positions (B, L), after the `past` -> hidden states (B, L, C), keys and values.
 
         mask: bool (B, 1, L, K), True where a query may look; None lets every query see every key. The returned keys
@@ -152,9 +149,8 @@ class Qwen(nn.Module):
 CHEERS_TOKENS = ("<image>", "<image_gen>", "<im_start>", "<im_end>", "<no_mean>")
 SYSTEM = "You are a helpful assistant."
 # contractions | words with one leading sign | single digits | punctuation | line breaks | spaces
-QWEN_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+QWEN_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+              r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 
 
 def qwen_bpe(model: models.BPE) -> tokenizers.Tokenizer:
@@ -178,7 +174,6 @@ class Tokenizer:
     @classmethod
     def from_folder(cls, folder: str | Path) -> "Tokenizer | None":
         """Reads tokenizer.json, or vocab.json + merges.txt with tokenizer_config.json's added tokens; else None.
-
         Raises ValueError when the files are damaged."""
         folder = Path(folder)
         try:

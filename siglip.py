@@ -8,6 +8,7 @@ are the same. The pooling head is left out: Cheers never uses it.
 Shape letters: B batch, (H, W) pixels, p patch side, n = H/p * W/p patches in raster order, C width.
 """
 
+from collections import OrderedDict
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -50,8 +51,7 @@ class Embeddings(nn.Module):
 class Attention(nn.Module):
     def __init__(self, config: SigLIPConfig):
         super().__init__()
-        width = config.hidden_size
-        self.heads = config.num_attention_heads
+        width, self.heads = config.hidden_size, config.num_attention_heads
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,23 +61,15 @@ class Attention(nn.Module):
         return self.out_proj(x.transpose(1, 2).flatten(2))     # (B, n, C)
 
 
-class MLP(nn.Module):
-    def __init__(self, config: SigLIPConfig):
-        super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
-
-
 class Layer(nn.Module):
     def __init__(self, config: SigLIPConfig):
         super().__init__()
-        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        width, inner = config.hidden_size, config.intermediate_size
+        self.layer_norm1 = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.self_attn = Attention(config)
-        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = MLP(config)
+        self.layer_norm2 = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        parts = OrderedDict(fc1=nn.Linear(width, inner), gelu=nn.GELU(approximate="tanh"), fc2=nn.Linear(inner, width))
+        self.mlp = nn.Sequential(parts)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.self_attn(self.layer_norm1(x))

@@ -13,12 +13,14 @@ the patch, (h, w) = (H/f, W/f). Officially z = 32, f = 16, so latents are (B, 12
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 PATCH = 2  # a latent position holds a 2x2 patch of the encoder's output
+conv3x3 = partial(nn.Conv2d, kernel_size=3, padding=1)
 
 
 @dataclass
@@ -47,10 +49,6 @@ def named(**parts: nn.Module) -> nn.Sequential:
 
 def group_norm(channels: int, config: VAEConfig) -> nn.GroupNorm:
     return nn.GroupNorm(config.norm_groups, channels, eps=1e-6)
-
-
-def conv3x3(inputs: int, outputs: int) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel_size=3, padding=1)
 
 
 class ResnetBlock(nn.Module):
@@ -123,15 +121,14 @@ class Decoder(nn.Module):
         self.post_quant_conv = nn.Conv2d(config.z_channels, config.z_channels, kernel_size=1)
         self.conv_in = conv3x3(config.z_channels, channels)
         self.mid = middle(channels, config)
-        levels = []
+        self.up = nn.ModuleList()  # up[i] works at the resolution of the encoder's down[i]
         for width in reversed(widths):
-            levels.append(level := named(block=nn.Sequential()))
+            self.up.insert(0, level := named(block=nn.Sequential()))
             for _ in range(config.num_res_blocks + 1):
                 level.block.append(ResnetBlock(channels, width, config))
                 channels = width
-            if len(levels) < len(widths):
+            if len(self.up) < len(widths):
                 level.upsample = named(up=nn.Upsample(scale_factor=2, mode="nearest"), conv=conv3x3(channels, channels))
-        self.up = nn.ModuleList(levels[::-1])  # up[i] works at the resolution of the encoder's down[i]
         self.norm_out = group_norm(channels, config)
         self.conv_out = conv3x3(channels, 3)
 
@@ -184,7 +181,6 @@ class VAE(LatentDecoder):
 
     def encode(self, pixels: Tensor) -> Tensor:
         """pixels (B, 3, H, W) in [0, 1] -> latents (B, 4z, h, w), normalised. Deterministic: the mean, no sampling.
-
         Raises ValueError when a side is not a multiple of 2f."""
         height, width = pixels.shape[-2:]
         multiple = 2 * self.config.factor
