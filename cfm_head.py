@@ -24,15 +24,13 @@ def pixel_shuffle(x: Tensor, grid: tuple[int, int]) -> Tensor:
     """(B, n/4, 4V) -> (B, n, V): token (i, j) becomes the 2x2 block at (2i, 2j).
 
     Channels last: a token's features are (2 rows, 2 columns, V), which is not the order of `torch.pixel_shuffle`."""
-    rows, columns = grid
-    x = x.unflatten(2, (2, 2, -1)).unflatten(1, (rows, columns))  # (B, rows, columns, 2, 2, V)
+    x = x.unflatten(2, (2, 2, -1)).unflatten(1, grid)             # (B, rows, columns, 2, 2, V)
     return x.transpose(2, 3).flatten(1, 4)                        # (B, rows, 2, columns, 2, V) -> (B, n, V)
 
 
 def pixel_unshuffle(x: Tensor, grid: tuple[int, int]) -> Tensor:
     """(B, n, V) -> (B, n/4, 4V), the inverse of `pixel_shuffle`; grid counts the tokens that come out."""
-    rows, columns = grid
-    x = x.unflatten(1, (rows, 2, columns, 2))                     # (B, rows, 2, columns, 2, V)
+    x = x.unflatten(1, (grid[0], 2, grid[1], 2))                  # (B, rows, 2, columns, 2, V)
     return x.transpose(2, 3).flatten(3).flatten(1, 2)             # (B, n/4, 4V)
 
 
@@ -48,10 +46,6 @@ def time_features(t: Tensor) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-def modulation(width: int, chunks: int) -> nn.Sequential:
-    return nn.Sequential(nn.SiLU(), nn.Linear(width, chunks * width))
-
-
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return (x.float() * (1 + scale) + shift).to(x.dtype)
 
@@ -65,7 +59,7 @@ class Block(nn.Module):
         self.attention = Attention(width, heads, key_value_heads, bias=False)
         self.norm_mlp = RMSNorm(width)
         self.mlp = SwiGLU(width, 4 * width)
-        self.modulation = modulation(width, 6)
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(self, x: Tensor, time: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         chunks = self.modulation(time).float()[:, None].chunk(6, dim=-1)           # 6 × (B, 1, C)
@@ -80,7 +74,7 @@ class FinalLayer(nn.Module):
     def __init__(self, width: int, outputs: int):
         super().__init__()
         self.norm = RMSNorm(width)
-        self.modulation = modulation(width, 2)
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
         self.linear = nn.Linear(width, outputs)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
@@ -118,8 +112,8 @@ class Gate(nn.Module):
 
 
 class CascadedHead(nn.Module):
-    """Widths and heads are those of the language model (stage 1) and of SigLIP2 (stage 2); the number of key/value heads is
-    the language model's in both."""
+    """Widths and heads are those of the language model (stage 1) and of SigLIP2 (stage 2); the number of key/value
+    heads is the language model's in both."""
 
     def __init__(self, qwen: QwenConfig, siglip: SigLIPConfig, latent_channels: int, depths: tuple[int, int]):
         super().__init__()
@@ -131,11 +125,10 @@ class CascadedHead(nn.Module):
         self.stage_2 = Stage(narrow, siglip.num_attention_heads, key_value_heads, depths[1], latent_channels)
 
     def forward(self, hidden: Tensor, t: Tensor, details: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """hidden (B, n/4, C) at the visual tokens, t (B,), details S(D(z_t)) (B, n, V), grid (rows, columns) of the tokens
+        """hidden (B, n/4, C) at the visual tokens, t (B,), details S(D(z_t)) (B, n, V), grid (rows, columns) of tokens
         -> velocity V_t (B, z', 2·rows, 2·columns) and the gate's map (B, n, 1)."""
         features = time_features(t).to(hidden.dtype)                               # (B, 256)
         tokens, patches = (torch.arange(count, device=hidden.device) for count in (hidden.shape[1], details.shape[1]))
-
         semantics = self.stage_1(hidden, self.time_1(features), tokens)            # (B, n/4, 4V)
         low = pixel_shuffle(semantics, grid)                                       # (B, n, V)   Z'_s
         injected, gate = self.gate(low, details)                                   # (B, n, V)   Z'_s ← G(Z'_s)⊙S + Z'_s
@@ -152,7 +145,6 @@ class CascadedHead(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for stage in (self.stage_1, self.stage_2):
-            for block in stage.blocks:
-                nn.init.zeros_(block.modulation[-1].weight)
+        for block in (*self.stage_1.blocks, *self.stage_2.blocks):
+            nn.init.zeros_(block.modulation[-1].weight)
         nn.init.zeros_(self.gate.gate[-1].weight)

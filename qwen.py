@@ -1,4 +1,4 @@
-"""Qwen2.5: a pre-norm transformer with rotary positions, grouped-query attention and SwiGLU; its tokenizer and chat template.
+"""Qwen2.5: a pre-norm transformer with rotary positions, grouped-query attention and SwiGLU; tokenizer, chat template.
 
 Cheers (arXiv 2603.12793, section 2.1) starts from Qwen2.5-1.5B-Instruct and runs text and visual tokens through it
 together: this file takes embeddings and a mask and knows nothing of pictures. Compare with `Qwen2Model` of Hugging
@@ -35,7 +35,6 @@ class QwenConfig:
 
 # ---- the transformer -------------------------------------------------------------------------------------------
 
-
 class RMSNorm(nn.Module):
     def __init__(self, width: int, eps: float = 1e-6):
         super().__init__()
@@ -50,37 +49,33 @@ class RMSNorm(nn.Module):
 def rotary_angles(positions: Tensor, head_width: int, base: float) -> tuple[Tensor, Tensor]:
     """positions (B, L) -> cosines and sines (B, 1, L, D), float32. Feature pairs are (i, i + D/2): "half-split"."""
     frequencies = base ** -(torch.arange(0, head_width, 2, device=positions.device).float() / head_width)  # (D/2,)
-    angles = positions[:, None, :, None].float() * frequencies  # (B, 1, L, D/2)
-    angles = torch.cat([angles, angles], dim=-1)                # (B, 1, L, D)
+    angles = (positions[:, None, :, None].float() * frequencies).repeat(1, 1, 1, 2)  # (B, 1, L, D/2) -> (B, 1, L, D)
     return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Turns each feature pair of x (B, heads, L, D) by its position's angle, so that q·k depends on the distance only."""
+    """Turns each feature pair of x (B, heads, L, D) by its position's angle: q·k depends on the distance only."""
     cos, sin = rotary
     first, second = x.chunk(2, dim=-1)
     return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
 
 
 class Attention(nn.Module):
-    """Grouped-query attention: N query heads share M key/value heads. Also used, without biases, by the head (cfm_head.py)."""
+    """Grouped-query attention: N query heads share M key/value heads. Without biases also in cfm_head.py."""
 
     def __init__(self, width: int, heads: int, key_value_heads: int, bias: bool):
         super().__init__()
         self.head_width = width // heads
         self.q_proj = nn.Linear(width, heads * self.head_width, bias=bias)
-        self.k_proj = nn.Linear(width, key_value_heads * self.head_width, bias=bias)
-        self.v_proj = nn.Linear(width, key_value_heads * self.head_width, bias=bias)
+        self.k_proj, self.v_proj = (nn.Linear(width, key_value_heads * self.head_width, bias=bias) for _ in range(2))
         self.o_proj = nn.Linear(heads * self.head_width, width, bias=False)
 
     def forward(self, x, rotary, mask=None, past=None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        q, k, v = (
-            project(x).unflatten(-1, (-1, self.head_width)).transpose(1, 2)  # (B, N or M, L, D)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        q, k, v = (f(x).unflatten(-1, (-1, self.head_width)) for f in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))                        # (B, N or M, L, D)
         q, k = rotate(q, rotary), rotate(k, rotary)
         if past is not None:
-            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)  # (B, M, K, D)
+            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)     # (B, M, K, D)
         # softmax(q kᵀ / √D + log mask) v, every group of N/M query heads with its own key/value head
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)  # (B, N, L, D)
         return self.o_proj(x.transpose(1, 2).flatten(2)), (k, v)                      # (B, L, C)
@@ -89,8 +84,7 @@ class Attention(nn.Module):
 class SwiGLU(nn.Module):
     def __init__(self, width: int, inner: int):
         super().__init__()
-        self.gate_proj = nn.Linear(width, inner, bias=False)
-        self.up_proj = nn.Linear(width, inner, bias=False)
+        self.gate_proj, self.up_proj = (nn.Linear(width, inner, bias=False) for _ in range(2))
         self.down_proj = nn.Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -120,9 +114,8 @@ class Qwen(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(
-        self, x: Tensor, positions: Tensor, mask: Tensor | None = None, past: KeyValues | None = None
-    ) -> tuple[Tensor, KeyValues]:
+    def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None = None,
+                past: KeyValues | None = None) -> tuple[Tensor, KeyValues]:
         """Embeddings x (B, L, C) at positions (B, L), after the `past` -> hidden states (B, L, C), keys and values.
 
         mask: bool (B, 1, L, K), True where a query may look; None lets every query see every key. The returned keys
@@ -140,8 +133,8 @@ class Qwen(nn.Module):
         return F.linear(hidden, self.embed_tokens.weight)
 
     def initialise(self) -> None:
-        """Every Linear keeps the variance of its normalised input: normal(1/√C). GPT-2's 0.02 is about the same at its widths,
-        but at the tiny model's it is so small that the optimizer's noise drowns the prompt. Only for training from nothing."""
+        """Every Linear keeps the variance of its normalised input: normal(1/√C). GPT-2's 0.02 is about the same at its
+        widths, but at the tiny model's it drowns the prompt in the optimizer's noise. Only to train from nothing."""
         nn.init.normal_(self.embed_tokens.weight, std=0.2)
         for module in self.layers.modules():
             if isinstance(module, nn.Linear):
@@ -156,25 +149,23 @@ class Qwen(nn.Module):
 CHEERS_TOKENS = ("<image>", "<image_gen>", "<im_start>", "<im_end>", "<no_mean>")
 SYSTEM = "You are a helpful assistant."
 # contractions | words with one leading sign | single digits | punctuation | line breaks | spaces
-QWEN_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+QWEN_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+              r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 
 
 def qwen_bpe(model: models.BPE) -> tokenizers.Tokenizer:
     """Qwen's pipeline around a byte-level BPE model: NFC, the splitting pattern, bytes."""
     backend = tokenizers.Tokenizer(model)
     backend.normalizer = normalizers.NFC()
-    backend.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
+    split = pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
     backend.decoder = decoders.ByteLevel()
     return backend
 
 
 class Tokenizer:
-    """Text <-> ids (lists of int). `backend` is a `tokenizers.Tokenizer`; Cheers' five tokens are added if it lacks them."""
+    """Text <-> ids (lists of int). `backend` is a `tokenizers.Tokenizer`; Cheers' tokens are added if it lacks them."""
 
     def __init__(self, backend: tokenizers.Tokenizer):
         self.backend = backend
@@ -182,8 +173,7 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "Tokenizer | None":
-        """Reads tokenizer.json, or vocab.json + merges.txt with tokenizer_config.json's added tokens; None without either.
-
+        """Reads tokenizer.json, or vocab.json + merges.txt with tokenizer_config.json's added tokens; else None.
         Raises ValueError when the files are damaged."""
         folder = Path(folder)
         try:
@@ -191,9 +181,8 @@ class Tokenizer:
                 return cls(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")))
             if not (folder / "vocab.json").exists():
                 return None
-            added = {}
-            if (folder / "tokenizer_config.json").exists():
-                added = json.loads((folder / "tokenizer_config.json").read_text())["added_tokens_decoder"]
+            config = folder / "tokenizer_config.json"
+            added = json.loads(config.read_text())["added_tokens_decoder"] if config.exists() else {}
             # With the added tokens inside the vocabulary they keep their ids, whatever its size.
             vocabulary = json.loads((folder / "vocab.json").read_text())
             vocabulary |= {token["content"]: int(i) for i, token in added.items()}
@@ -224,7 +213,7 @@ class Tokenizer:
 
 
 def chat(messages: list[dict[str, str]]) -> str:
-    """Messages [{"role": "system"|"user"|"assistant", "content": str}, …] -> the prompt after which the assistant speaks."""
+    """Messages [{"role": "system"|"user"|"assistant", "content": str}, …] -> the prompt that the assistant answers."""
     if not messages or messages[0]["role"] != "system":
         messages = [{"role": "system", "content": SYSTEM}, *messages]
     turns = [f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages]

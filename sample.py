@@ -28,33 +28,30 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from cheers import Cheers, attention_mask, best_device
-from data import (
-    LOOK, draw_curve, draw_heatmaps, drop_text, expand, fit_inside, intensities, open_picture, to_picture, to_pixels, to_rgb,
-)
+from data import LOOK, draw_curve, draw_heatmaps, drop_text, expand, fit_inside, intensities
+from data import open_picture, to_picture, to_pixels, to_rgb
 from qwen import KeyValues, chat
 
 PUBLISHED = {"steps": 80, "guidance": 9.5, "shift": 0.5}  # the release's README
 SOURCE_SHARE = 0.1  # editing starts at 0.1·z_source + 0.9·noise
 
 Picture = Image.Image
-Prompt = str | list[dict[str, str]] | list[int]
+Pictures = list[Picture] | Tensor                  # or (N, 3, H, W) in [0, 1]
+Prompt = str | list[dict[str, str]] | list[int]    # or messages, or ids
 
 
 # ---- the flow --------------------------------------------------------------------------------------------------
 
-
 def schedule(steps: int, shift: float, grid: str = "exact", start: float = 0.0) -> tuple[Tensor, Tensor]:
     """Shifted times and step sizes of an Euler integration, (steps,) each, float32.
 
-    "exact": N+1 points from `start` to 1, so N intervals. "released": N points, so N-1 intervals, and one more evaluation
-    at t = 1 with step 1/N, as published scores were made."""
+    "exact": N+1 points from `start` to 1, so N intervals. "released": N points, so N-1 intervals, and one more
+    evaluation at t = 1 with step 1/N, as published scores were made."""
+    if grid not in ("exact", "released"):
+        raise ValueError(f'grid is "exact" or "released", not {grid!r}')
     points = torch.linspace(start, 1, steps + (grid == "exact"))
     t = shift * points / (1 + (shift - 1) * points)            # t̃ = αt / (1 + (α-1)t)
-    if grid == "exact":
-        return t[:-1], t.diff()
-    if grid != "released":
-        raise ValueError(f'grid is "exact" or "released", not {grid!r}')
-    return t, torch.cat([t.diff(), torch.tensor([1 / steps])])
+    return (t[:-1], t.diff()) if grid == "exact" else (t, torch.cat([t.diff(), torch.tensor([1 / steps])]))
 
 
 @dataclass
@@ -65,26 +62,19 @@ class Prefix:
     real: Tensor        # (R, K) bool, False at padding
     hidden: Tensor      # (R, C), of each prompt's last token
 
-    @property
-    def lengths(self) -> Tensor:
-        return self.real.sum(1)
 
-
-def extend(
-    model: Cheers, prefix: Prefix | None, rows: list[list[int]], visuals: list[Tensor], causal: int = 0
-) -> Prefix:
-    """Runs R rows of ids (a placeholder per visual token) and their visual tokens (m', C), in order, through the language
-    model, after what it remembers.
+def extend(model: Cheers, prefix: Prefix | None, rows: list[list[int]], visuals: list[Tensor], causal=0) -> Prefix:
+    """Runs R rows of ids (a placeholder per visual token) and their visual tokens (m', C), in order, through the
+    language model, after what it remembers.
 
     causal: so many tokens at the start are visual tokens without full attention (the release's dummy picture)."""
     lengths = torch.tensor([len(row) for row in rows], device=model.device)
-    longest = int(lengths.max())
-    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=model.device)
-    new = torch.arange(longest, device=model.device).expand_as(ids)                # (R, L)
+    ids = torch.tensor(list(itertools.zip_longest(*rows, fillvalue=0)), device=model.device).T  # (R, L), padded
+    new = torch.arange(ids.shape[1], device=model.device).expand_as(ids)           # (R, L)
     mask, real, positions = attention_mask(model.is_image(ids) & (new >= causal)), new < lengths[:, None], new
     if prefix:
-        mask = torch.cat([prefix.real[:, None, None].expand(-1, 1, longest, -1), mask], dim=-1)
-        real, positions = torch.cat([prefix.real, real], dim=1), prefix.lengths[:, None] + new
+        mask = torch.cat([prefix.real[:, None, None].expand(-1, 1, ids.shape[1], -1), mask], dim=-1)
+        real, positions = torch.cat([prefix.real, real], dim=1), prefix.real.sum(1, keepdim=True) + new
     if real.shape[1] > (limit := model.config.qwen.max_position_embeddings):
         raise ValueError(f"the prompt is too long: {real.shape[1]} tokens, the model takes {limit}; shorten it")
     embeddings = model.embed(ids, torch.cat(visuals) if visuals else None)         # (R, L, C)
@@ -104,38 +94,32 @@ class Step:
     result: Tensor                   # z_{t+Δt}
 
 
-def denoise(
-    model: Cheers, prefix: Prefix, latents: Tensor, guidance: float, times: Tensor, deltas: Tensor, progress: bool = False
-) -> Iterator[Step]:
-    """Follows dz/dt = V_t(z) from `latents` (B, z', h, w). With guidance other than 1 the prefix holds 2B rows: conditional
-    ones, then unconditional ones."""
-    branches = len(prefix.real) // len(latents)
+def denoise(model: Cheers, prefix: Prefix, latents: Tensor, guidance: float, times: Tensor, deltas: Tensor,
+            progress: bool = False) -> Iterator[Step]:
+    """Follows dz/dt = V_t(z) from `latents` (B, z', h, w). With guidance other than 1 the prefix holds 2B rows:
+    conditional ones, then unconditional ones."""
     grid = latents.shape[2] // 2, latents.shape[3] // 2
-    m = grid[0] * grid[1]
-    positions = prefix.lengths[:, None] + torch.arange(m, device=model.device)     # (R, m)
+    branches, m = len(prefix.real) // len(latents), grid[0] * grid[1]
+    positions = prefix.real.sum(1, keepdim=True) + torch.arange(m, device=model.device)  # (R, m)
     mask = F.pad(prefix.real, (0, m), value=True)[:, None, None].expand(-1, 1, m, -1)  # (R, 1, m, K+m)
     z = latents.float()
-    grid_points = zip(times.tolist(), deltas.tolist())
-    for t, delta in tqdm(grid_points, "painting", len(times), unit="step", disable=not progress, dynamic_ncols=True):
-        tokens, details = model.tokenize_image(z)                  # (B, m, C), (B, n, V)
-        tokens, details = (x.repeat(branches, 1, 1) for x in (tokens, details))    # (R, m, C), (R, n, V)
+    bar = tqdm(times.tolist(), "painting", unit="step", disable=not progress, dynamic_ncols=True)
+    for t, delta in zip(bar, deltas.tolist()):
+        tokens, details = (x.repeat(branches, 1, 1) for x in model.tokenize_image(z))  # (R, m, C), (R, n, V)
         hidden, _ = model.qwen(tokens, positions, mask, prefix.past)               # (R, m, C)
-        t_rows = torch.full((len(hidden),), t, device=model.device)
-        velocity, gate = model.head(hidden, t_rows, details, grid)                 # (R, z', h, w), (R, n, 1)
+        velocity, gate = model.head(hidden, z.new_full(hidden.shape[:1], t), details, grid)  # (R, z', h, w), (R, n, 1)
         conditional, *rest = velocity.float().split(len(z))
         unconditional = rest[0] if rest else None
         # v = v_uncond + s·(v_cond - v_uncond)
         guided = unconditional + guidance * (conditional - unconditional) if rest else conditional
-        result = z + delta * guided                                                # z_{t+Δt} = z_t + Δt·V_t
-        yield Step(t, conditional, unconditional, guided, gate[: len(z), :, 0].unflatten(1, z.shape[2:]), result)
-        z = result
+        z = z + delta * guided                                                     # z_{t+Δt} = z_t + Δt·V_t
+        yield Step(t, conditional, unconditional, guided, gate[: len(z), :, 0].unflatten(1, z.shape[2:]), z)
 
 
 # ---- prompts and pictures --------------------------------------------------------------------------------------
 
-
 def complete(model: Cheers, **chosen: float | None) -> dict:
-    """steps, guidance and shift: as chosen, else the checkpoint's, else the published ones. Raises ValueError if impossible."""
+    """steps, guidance, shift: as chosen, else the checkpoint's, else the published ones. ValueError if impossible."""
     settings = PUBLISHED | model.generation | {name: value for name, value in chosen.items() if value is not None}
     for name, value in settings.items():
         if name not in PUBLISHED:
@@ -150,9 +134,9 @@ def complete(model: Cheers, **chosen: float | None) -> dict:
 def picture_size(model: Cheers, size: int | tuple[int, int] | None) -> tuple[int, int]:
     """(width, height), the trained square when left out. Raises ValueError unless both are multiples of 2f."""
     width, height = (size, size) if isinstance(size, int) else size or (model.config.siglip.image_size,) * 2
-    multiple = model.config.multiple
-    if width < multiple or height < multiple or width % multiple or height % multiple:
-        raise ValueError(f"a size of {width}x{height} does not fit: both sides must be positive multiples of {multiple}")
+    unit = model.config.multiple
+    if any(side < unit or side % unit for side in (width, height)):
+        raise ValueError(f"a size of {width}x{height} does not fit: both sides must be positive multiples of {unit}")
     return width, height
 
 
@@ -161,16 +145,12 @@ def seeded_noise(seed: int, index: int, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(np.random.default_rng([seed, index]).standard_normal(shape, dtype=np.float32))
 
 
-def stack(pictures: list[Picture] | Tensor | None, side: int) -> list[Tensor]:
-    """Pictures to look at -> pixels (3, S, S) each; a tensor (N, 3, H, W) in [0, 1] is taken as it is."""
-    if isinstance(pictures, Tensor):
-        return list(pictures)
-    return [to_pixels(fit_inside(to_rgb(picture), side)) for picture in pictures or []]
-
-
-def look(model: Cheers, pixels: list[Tensor]) -> list[Tensor]:
-    """Visual tokens (m, C) of clean pictures, t = 1."""
-    return [model.tokenize_image(model.encode_image(p[None]))[0][0] for p in pixels]
+def look(model: Cheers, pictures: Pictures, side: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Latents (1, z', h, w) and visual tokens (m, C) of each clean picture, t = 1. A tensor (3, H, W) in [0, 1] is
+    taken as it is, anything else fitted into a square of `side` pixels."""
+    pixels = [p if isinstance(p, Tensor) else to_pixels(fit_inside(to_rgb(p), side)) for p in pictures]
+    latents = [model.encode_image(p[None]) for p in pixels]
+    return latents, [model.tokenize_image(z)[0][0] for z in latents]
 
 
 def is_ids(prompt: Prompt) -> bool:
@@ -181,76 +161,61 @@ def prompt_ids(model: Cheers, prompt: Prompt, visuals: list[Tensor], painting: b
     """The ids of a prompt, a placeholder for each visual token. Text is put into the chat template, pictures first."""
     if is_ids(prompt):
         ids = list(prompt)
+    elif model.tokenizer is None:
+        raise ValueError("the checkpoint has no tokenizer; pass token ids, or add tokenizer.json to its folder")
     else:
-        if model.tokenizer is None:
-            raise ValueError("the checkpoint has no tokenizer; pass token ids, or add tokenizer.json to its folder")
-        messages = prompt
         if isinstance(prompt, str):
-            messages = [{"role": "user", "content": f"{LOOK}\n" * len(visuals) + prompt}]
-        ids = model.tokenizer.encode(chat(messages))
-        ids += [model.config.special.image_start] * painting
+            prompt = [{"role": "user", "content": f"{LOOK}\n" * len(visuals) + prompt}]
+        ids = model.tokenizer.encode(chat(prompt)) + [model.config.special.image_start] * painting
     placeholders = int(model.is_image(torch.tensor(ids)).sum())
     if placeholders != len(visuals):
         raise ValueError(f"the prompt has {placeholders} picture placeholders for {len(visuals)} pictures")
     return expand(ids, [len(tokens) for tokens in visuals], model.config)[0]
 
 
-# ---- pictures --------------------------------------------------------------------------------------------------
-
-
 @torch.inference_mode()
 def generate_images(
-    model: Cheers, prompts: list[Prompt],
-    *, steps: int | None = None, guidance: float | None = None, shift: float | None = None,
-    size: int | tuple[int, int] | None = None, seed: int | None = None, noise: Tensor | None = None,
-    negative: Prompt | None = None, sources: list[Picture | list[Picture]] | Tensor | None = None,
-    grid: str = "exact", dummy_pixels: Tensor | None = None,
-    first: int = 0, watch: Callable[[Step], None] | None = None, progress: bool = False,
-) -> Tensor:
+        model: Cheers, prompts: list[Prompt], *, steps: int | None = None, guidance: float | None = None,
+        shift: float | None = None, size: int | tuple[int, int] | None = None, seed: int | None = None,
+        noise: Tensor | None = None, negative: Prompt | None = None,
+        sources: Pictures | list[list[Picture]] | None = None, dummy_pixels: Pictures | None = None, first: int = 0,
+        grid: str = "exact", watch: Callable[[Step], None] | None = None, progress: bool = False) -> Tensor:
     """Paints one picture per prompt -> (B, 3, H, W) in [0, 1], float32. Raises ValueError for settings that cannot be.
 
     prompts: strings, lists of messages, or complete lists of ids ending in `<im_start>`.
     steps, guidance, shift: the checkpoint's defaults when left out; guidance 1 is the conditional model alone.
-    size: S or (W, H), multiples of 2f. Rotary positions reach any size and position embeddings are interpolated, but the
-        weights have seen only the square they were trained on.
+    size: S or (W, H), multiples of 2f; the weights have seen only the square they were trained on.
     seed: picture k is fixed by (seed, first + k). noise: (B, z', h, w) instead of seeded noise.
     negative: replaces the unconditional prompt (all words `<no_mean>`).
     sources: pictures to edit, one per prompt (or a list per prompt, the first of which is edited). They stand in the
         conditional and the unconditional prompt, and the flow starts a tenth of the way towards the first.
-    grid: "exact" or "released" (`schedule`). dummy_pixels: (B, 3, S, S), the released code's random picture before prompts.
+    grid: "exact" or "released" (`schedule`). dummy_pixels: (B, 3, S, S) or pictures, the noise before prompts.
     watch: called with every `Step`. progress: shows a bar."""
     if isinstance(prompts, str) or not all(len(prompt) for prompt in prompts) or not len(prompts):
         raise ValueError("prompts must be a list of prompts, none of them empty")
-    settings = complete(model, steps=steps, guidance=guidance, shift=shift)
-    steps, guidance, shift = settings["steps"], settings["guidance"], settings["shift"]
+    steps, guidance, shift = complete(model, steps=steps, guidance=guidance, shift=shift).values()
     width, height = picture_size(model, size)
     shape = (model.config.vae.latent_channels, height // model.config.vae.factor, width // model.config.vae.factor)
-    start, z_source, visuals = 0.0, None, [[] for _ in prompts]
+    start, causal, z_source, visuals = 0.0, 0, None, [[] for _ in prompts]
     if sources is not None:
         steps, start = int(0.9 * steps), SOURCE_SHARE
         if len(sources) != len(prompts) or width != height or steps < 1:
             raise ValueError("editing needs a source picture for each prompt, a square size and at least 2 steps")
-        pixels = [stack(s[None] if isinstance(s, Tensor) else s if isinstance(s, list) else [s], width) for s in sources]
-        encoded = [[model.encode_image(p[None]) for p in row] for row in pixels]
-        visuals = [[model.tokenize_image(z)[0][0] for z in row] for row in encoded]
-        z_source = torch.cat([row[0] for row in encoded]).float()
+        encoded, visuals = zip(*(look(model, s if isinstance(s, list) else [s], width) for s in sources))
+        z_source = torch.cat([latents[0] for latents in encoded]).float()
         shape = tuple(z_source.shape[1:])
 
     rows = [prompt_ids(model, p, v, painting=True) for p, v in zip(prompts, visuals)]
     if guidance != 1:
-        rows += [
-            drop_text(row, model.config) if negative is None else prompt_ids(model, negative, v, painting=True)
-            for row, v in zip(rows, visuals)
-        ]
+        rows += [drop_text(row, model.config) if negative is None else prompt_ids(model, negative, v, painting=True)
+                 for row, v in zip(rows, visuals)]
         visuals = visuals * 2
-    causal = 0
     if dummy_pixels is not None:
-        dummies = look(model, list(dummy_pixels)) * (len(rows) // len(prompts))
+        dummies = look(model, dummy_pixels, model.config.siglip.image_size)[1] * (len(rows) // len(prompts))
         causal = len(dummies[0])
         rows = [[model.config.special.image] * causal + row for row in rows]
         visuals = [[dummy, *v] for dummy, v in zip(dummies, visuals)]
     prefix = extend(model, None, rows, [tokens for v in visuals for tokens in v], causal)
-
     if noise is None:
         seed = secrets.randbits(32) if seed is None else seed
         noise = torch.stack([seeded_noise(seed, first + k, shape) for k in range(len(prompts))])
@@ -267,32 +232,30 @@ def generate_images(
 
 # ---- text, and answers with pictures ---------------------------------------------------------------------------
 
-
 def choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
-    """The next token from logits (vocabulary,): the likeliest at temperature 0, else drawn from the smallest set of tokens
-    whose probabilities sum to top_p."""
+    """The next token from logits (vocabulary,): the likeliest at temperature 0, else drawn from the smallest set of
+    tokens whose probabilities sum to top_p."""
     if temperature == 0:
         return int(logits.argmax())
     logits = logits.float().cpu()
     probabilities, order = ((logits - logits.max()) / temperature).softmax(-1).sort(descending=True)
-    before = probabilities.cumsum(-1) - probabilities
-    probabilities[before >= top_p] = 0
+    probabilities[probabilities.cumsum(-1) - probabilities >= top_p] = 0  # those before it suffice
     return int(order[torch.multinomial(probabilities, 1, generator=generator)])
 
 
 def stream(
-    model: Cheers, ids: list[int], visuals: list[Tensor], paint: Callable[[list[int], list[Tensor]], Tensor] | None,
-    picture_tokens: int, max_new_tokens: int, temperature: float, top_p: float, seed: int | None,
-) -> Iterator[int | Tensor]:
-    """Token ids of an answer, as they come, the end of the turn not included. When a token opens a picture and `paint` is
-    given, paint(ids so far, visual tokens so far) -> final latents (1, z', h, w) are yielded, the answer's context gets
-    their visual tokens at t = 1, and it goes on."""
+        model: Cheers, prompt: Prompt, images: Pictures | None, max_new_tokens: int, temperature: float, top_p: float,
+        seed: int | None, picture_tokens: int = 0, paint: Callable | None = None) -> Iterator[int | Tensor]:
+    """Token ids of an answer, as they come, the end of the turn not included. When a token opens a picture and `paint`
+    is given, paint(ids so far, visual tokens so far) -> final latents (1, z', h, w) are yielded, the answer's context
+    gets their visual tokens at t = 1 (picture_tokens with `<im_end>`), and it goes on."""
     if not 0 <= temperature < math.inf or not 0 < top_p <= 1 or max_new_tokens < 1:
         raise ValueError("temperature must be at least 0, top_p in (0, 1], and the number of new tokens at least 1")
-    special = model.config.special
+    special, room = model.config.special, model.config.qwen.max_position_embeddings
     generator = torch.Generator().manual_seed(secrets.randbits(32) if seed is None else seed)
+    _, visuals = look(model, () if images is None else images, model.config.siglip.image_size)
+    ids = prompt_ids(model, prompt, visuals, painting=False)
     prefix = extend(model, None, [ids], visuals)
-    room = model.config.qwen.max_position_embeddings
     for _ in range(max_new_tokens):
         logits = model.qwen.logits(prefix.hidden)[0]
         if paint:  # only a painted picture may stand at a placeholder
@@ -300,58 +263,48 @@ def stream(
         token = choose(logits, temperature, top_p, generator)
         if token == special.end_of_turn or len(ids) + picture_tokens * (token == special.image_start) >= room:
             return
-        new, new_visuals = [token], []
+        new, painted = [token], []
         if token == special.image_start and paint:
-            latents = paint(ids + new, visuals)
-            yield latents
-            new_visuals = [model.tokenize_image(latents)[0][0]]
-            new += [special.image] * len(new_visuals[0]) + [special.image_end]
+            yield (latents := paint(ids + new, visuals))
+            painted = [model.tokenize_image(latents)[0][0]]
+            new += [special.image] * len(painted[0]) + [special.image_end]
         else:
             yield token
-        ids, visuals = ids + new, visuals + new_visuals
-        prefix = extend(model, prefix, [new], new_visuals)
+        ids, visuals, prefix = ids + new, visuals + painted, extend(model, prefix, [new], painted)
 
 
 @torch.inference_mode()
 def generate_text(
-    model: Cheers, prompt: Prompt, images: list[Picture] | Tensor | None = None,
-    *, max_new_tokens: int = 512, temperature: float = 0.0, top_p: float = 1.0, seed: int | None = None,
-) -> str | list[int]:
+        model: Cheers, prompt: Prompt, images: Pictures | None = None, *, max_new_tokens: int = 512,
+        temperature: float = 0.0, top_p: float = 1.0, seed: int | None = None) -> str | list[int]:
     """Answers a prompt about pictures: text in, text out; ids in, ids out (the end of the turn not included)."""
-    visuals = look(model, stack(images, model.config.siglip.image_size))
-    row = prompt_ids(model, prompt, visuals, painting=False)
-    ids = list(stream(model, row, visuals, None, 0, max_new_tokens, temperature, top_p, seed))
+    ids = list(stream(model, prompt, images, max_new_tokens, temperature, top_p, seed))
     return ids if is_ids(prompt) else model.tokenizer.decode(ids).strip()
 
 
 @torch.inference_mode()
 def converse(
-    model: Cheers, messages: list[dict[str, str]], images: list[Picture] | Tensor | None = None,
-    *, max_new_tokens: int = 512, temperature: float = 0.0, top_p: float = 1.0, seed: int | None = None,
-    size: int | tuple[int, int] | None = None, first: int = 0, progress: bool = False, **painting: float | None,
-) -> Iterator[str | Picture]:
+        model: Cheers, messages: list[dict[str, str]], images: Pictures | None = None, *, max_new_tokens: int = 512,
+        temperature: float = 0.0, top_p: float = 1.0, seed: int | None = None, first: int = 0, progress: bool = False,
+        size: int | tuple[int, int] | None = None, **painting: float | None) -> Iterator[str | Picture]:
     """The assistant's next turn: yields pieces of text and pictures in the order they arise. An answer that opens
     `<im_start>` paints there, on all that was said before, and goes on; its k-th picture is fixed by (seed, first + k).
 
     painting: steps, guidance, shift. Everything else is as in `generate_text` and `generate_images`."""
-    settings = complete(model, **painting)
+    steps, guidance, shift = complete(model, **painting).values()
     seed = secrets.randbits(32) if seed is None else seed
     (width, height), factor = picture_size(model, size), model.config.vae.factor
-    picture_tokens = (width // model.config.multiple) * (height // model.config.multiple) + 1  # and `<im_end>`
-    indices = itertools.count(first)
+    shape, indices = (model.config.vae.latent_channels, height // factor, width // factor), itertools.count(first)
 
     def paint(ids: list[int], visuals: list[Tensor]) -> Tensor:
-        z = seeded_noise(seed, next(indices), (model.config.vae.latent_channels, height // factor, width // factor))
-        rows = [ids] if settings["guidance"] == 1 else [ids, drop_text(ids, model.config)]
+        z = seeded_noise(seed, next(indices), shape)[None].to(model.device)        # (1, z', h, w)   z_0
+        rows = [ids] if guidance == 1 else [ids, drop_text(ids, model.config)]
         prefix = extend(model, None, rows, visuals * len(rows))
-        times = schedule(settings["steps"], settings["shift"])
-        *_, last = denoise(model, prefix, z[None].to(model.device), settings["guidance"], *times, progress)
-        return last.result
+        return list(denoise(model, prefix, z, guidance, *schedule(steps, shift), progress))[-1].result
 
-    visuals = look(model, stack(images, model.config.siglip.image_size))
-    row = prompt_ids(model, messages, visuals, painting=False)
     decoder = DecodeStream(skip_special_tokens=True)  # holds back bytes that are not a character yet
-    for piece in stream(model, row, visuals, paint, picture_tokens, max_new_tokens, temperature, top_p, seed):
+    picture_tokens = shape[1] * shape[2] // 4 + 1     # and `<im_end>`
+    for piece in stream(model, messages, images, max_new_tokens, temperature, top_p, seed, picture_tokens, paint):
         if isinstance(piece, Tensor):
             yield to_picture(model.decode_image(piece)[0])
         elif text := decoder.step(model.tokenizer.backend, piece):
@@ -360,39 +313,39 @@ def converse(
 
 # ---- command line ----------------------------------------------------------------------------------------------
 
-
 def save_png(picture: Picture, path: Path, prompt: str, seed: int, settings: dict) -> None:
     """Writes a PNG that carries its prompt, seed and settings; under another name first."""
     info = PngImagePlugin.PngInfo()
     for key, value in (("prompt", prompt), ("seed", str(seed)), ("settings", json.dumps(settings))):
         info.add_itxt(key, value)
-    partial = path.with_name(f".{path.name}.partial")
-    picture.save(partial, "PNG", pnginfo=info)
+    picture.save(partial := path.with_name(f".{path.name}.partial"), "PNG", pnginfo=info)
     os.replace(partial, path)
 
 
-def make_folder(out: Path) -> None:
-    folder = out.parent if is_file(out) else out
+def output_path(out: Path, prompt: str, seed: int, index: int) -> Path:
+    """`out` if it names a PNG, else a name in the folder `out`. Makes the folder; ValueError if it cannot."""
+    words = "-".join(re.findall(r"\w+", prompt.lower()))[:60] or "picture"
+    path = out if out.suffix.lower() == ".png" else out / f"{words}-{seed}-{index}.png"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(0, "no permission")
     except OSError as error:
         raise ValueError(f"cannot write {out} ({error.strerror}); choose another --out") from None
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"cannot write {out} (no permission); choose another --out")
+    return path
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    width, _, height = text.lower().partition("x")
-    if not (width.isdigit() and (height.isdigit() or height == "" and "x" not in text.lower())):
+    if not (match := re.fullmatch(r"(\d+)(?:x(\d+))?", text.lower())):
         raise argparse.ArgumentTypeError(f"{text!r} is not a size; write 512 or 512x768")
-    return int(width), int(height or width)
+    return int(match[1]), int(match[2] or match[1])
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Paint, answer, edit and talk with Cheers.", allow_abbrev=False)
     add = parser.add_argument
     add("prompts", nargs="*", metavar="PROMPT", help="what to paint, ask, change or say")
-    add("--model", default=str(Path(__file__).parent / "weights" / "tiny"), help="folder or hub name, e.g. ai9stars/Cheers")
+    add("--model", default=str(Path(__file__).parent / "weights/tiny"), help="folder or hub name, e.g. ai9stars/Cheers")
     add("--image", action="append", default=[], metavar="FILE", help="a picture to look at; may be repeated")
     add("--edit", action="store_true", help="paint the --image anew, changed as the prompt says")
     add("--chat", action="store_true", help="talk; each prompt is a turn, without prompts you type them")
@@ -414,17 +367,18 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     args.answers = args.chat or bool(args.image) and not args.edit
     painting_only = args.released or args.heatmaps or args.negative is not None or args.num != 1
-    texts = [*args.prompts, args.negative or ""]
+    suffix = args.out.suffix.lower()
     for wrong, sentence in (
-        (args.edit and (args.chat or not args.image), "--edit needs the picture to change, --image FILE, and no --chat"),
+        (args.edit and (args.chat or not args.image),
+         "--edit needs the picture to change, --image FILE, and no --chat"),
         (not args.prompts and not args.chat, "a PROMPT is missing, for example: a red circle"),
         (args.answers and painting_only, "--released, --heatmaps, --negative and --num are for painting and editing"),
         (args.num < 1, "--num must be at least 1"),
         (not 0 <= (args.seed or 0) < 2**63, "--seed must be in [0, 2**63)"),
-        (any(0xD800 <= ord(c) <= 0xDFFF for text in texts for c in text), "a PROMPT is not valid UTF-8"),
+        (re.search("[\ud800-\udfff]", "".join([*args.prompts, args.negative or ""])), "a PROMPT is not valid UTF-8"),
         (not all(args.prompts), "a PROMPT is empty"),
-        (args.out.suffix.lower() in (".jpg", ".jpeg", ".webp", ".gif"), "pictures are written as PNG; give --out a name.png or a folder"),
-        (is_file(args.out) and (args.chat or not args.answers and len(args.prompts) * args.num > 1),
+        (suffix in ".jpg .jpeg .webp .gif".split(), "pictures are written as PNG; give --out a name.png or a folder"),
+        (suffix == ".png" and (args.chat or not args.answers and len(args.prompts) * args.num > 1),
          "several pictures do not fit into one file; give --out a folder"),
     ):
         if wrong:
@@ -432,68 +386,45 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def paint_all(model: Cheers, args: argparse.Namespace, settings: dict, seed: int) -> None:
+def paint_all(model: Cheers, args: argparse.Namespace, images: list[Picture], settings: dict, seed: int) -> None:
     """Every prompt `--num` times, in batches; prints the path of each picture."""
-    size = picture_size(model, args.size)
+    width, height = size = picture_size(model, args.size)
     prompts = [prompt for prompt in args.prompts for _ in range(args.num)]
-    sources = [open_picture(path) for path in args.image]
-    make_folder(args.out)  # before the work, not after it
+    paths = [output_path(args.out, prompt, seed, k) for k, prompt in enumerate(prompts)]  # refused before the work
     shared = settings | {"size": size, "grid": "released" if args.released else "exact", "negative": args.negative}
-    chunk = max(1, 4 * 512 * 512 // (size[0] * size[1]))  # four official pictures at once
+    chunk = max(1, 4 * 512 * 512 // (width * height))  # four official pictures at once
     for start in range(0, len(prompts), chunk):
-        batch, seen = prompts[start : start + chunk], []
-        dummy = None
-        if args.released and not args.edit:
-            indices = range(start, start + len(batch))
-            dummy = torch.stack([released_dummy(seed, k, model.config.siglip.image_size) for k in indices])
+        batch, dummies, seen = prompts[start : start + chunk], None, []
+        if args.released and not args.edit:  # the release's picture of noise before each prompt, here with a seed
+            generators = (np.random.default_rng([seed, start + k, 1]) for k in range(len(batch)))
+            dummies = [Image.fromarray(rng.integers(0, 256, (256, 256, 3), dtype=np.uint8)) for rng in generators]
         pixels = generate_images(
-            model, batch, seed=seed, first=start, dummy_pixels=dummy, sources=[sources] * len(batch) if args.edit else None,
-            watch=(lambda step: seen.append((step.t, step.gate))) if args.heatmaps else None, progress=True, **shared,
-        )
-        for k, (prompt, picture) in enumerate(zip(batch, pixels)):
-            path = output_path(args.out, prompt, seed, start + k)
-            about = (prompt, seed, shared | {"index": start + k})
+            model, batch, seed=seed, first=start, sources=[images] * len(batch) if args.edit else None, progress=True,
+            dummy_pixels=dummies, watch=lambda step: seen.append((step.t, step.gate)), **shared)
+        for k, picture in enumerate(pixels):
+            path, about = paths[start + k], (batch[k], seed, shared | {"index": start + k})
             if args.heatmaps:
-                gates = [gate[k] for _, gate in seen]
-                save_png(draw_heatmaps([t for t, _ in seen], gates), path.with_name(f"{path.stem}-heatmaps.png"), *about)
+                times, gates = [t for t, _ in seen], [gate[k] for _, gate in seen]
+                save_png(draw_heatmaps(times, gates), path.with_name(f"{path.stem}-heatmaps.png"), *about)
                 save_png(draw_curve(intensities(gates)), path.with_name(f"{path.stem}-intensity.png"), *about)
             save_png(to_picture(picture), path, *about)
             print(path, flush=True)
 
 
-def released_dummy(seed: int, index: int, side: int) -> Tensor:
-    """The picture of noise that the released code puts before prompts without pictures, here with a seed: (3, S, S)."""
-    noise = np.random.default_rng([seed, index, 1]).integers(0, 256, (256, 256, 3), dtype=np.uint8)
-    return to_pixels(fit_inside(Image.fromarray(noise), side))
-
-
-def is_file(out: Path) -> bool:
-    return out.suffix.lower() == ".png"
-
-
-def output_path(out: Path, prompt: str, seed: int, index: int) -> Path:
-    words = "-".join(re.findall(r"\w+", prompt.lower()))[:60] or "picture"
-    return out if is_file(out) else out / f"{words}-{seed}-{index}.png"
-
-
-def talk(model: Cheers, args: argparse.Namespace, settings: dict, seed: int) -> None:
+def talk(model: Cheers, args: argparse.Namespace, images: list[Picture], settings: dict, seed: int) -> None:
     """Answers each prompt in turn, or what is typed; text streams, pictures are written where they arise."""
-    images = [open_picture(path) for path in args.image]
-    limits = dict(max_new_tokens=args.max_tokens, temperature=args.temperature, top_p=args.top_p)
+    settings |= dict(max_new_tokens=args.max_tokens, temperature=args.temperature, top_p=args.top_p)
     messages, painted, looks = [], 0, f"{LOOK}\n" * len(images)
-    turns = args.prompts if args.chat else [" ".join(args.prompts)]
-    for prompt in turns or iter(read_line, ""):
+    for prompt in (args.prompts if args.chat else [" ".join(args.prompts)]) or iter(read_line, ""):
         messages.append({"role": "user", "content": looks + prompt})
         looks, answer, shown = "", "", "\n"
-        shared = dict(seed=seed, size=args.size, first=painted, progress=True)
-        for piece in converse(model, messages, images, **shared, **limits, **settings):
-            if isinstance(piece, str):
-                answer += piece
-            else:
+        shared = settings | {"seed": seed, "size": args.size, "first": painted, "progress": True}
+        for piece in converse(model, messages, images, **shared):
+            answer += piece if isinstance(piece, str) else LOOK
+            if not isinstance(piece, str):
                 path = output_path(args.out, prompt, seed, painted)
-                make_folder(args.out)
-                save_png(piece, path, prompt, seed, settings | limits | {"index": painted})
-                images, answer, painted = [*images, piece], answer + LOOK, painted + 1
+                save_png(piece, path, prompt, seed, settings | {"index": painted})
+                images, painted = [*images, piece], painted + 1
                 piece = "\n" * (shown[-1] != "\n") + f"{path}\n"
             print(piece, end="", flush=True)
             shown = piece
@@ -515,12 +446,14 @@ def main() -> None:
         device = torch.device(args.device) if args.device else best_device()
         torch.ones(1, device=device).item()
     except Exception as error:  # each backend has its own
-        raise ValueError(f"--device {args.device} is not available here ({str(error).splitlines()[0]}); try cpu") from None
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {args.device} is not available here ({reason}); try cpu") from None
     dtype = getattr(torch, args.dtype) if args.dtype else torch.float32 if device.type == "cpu" else None
     model = Cheers.from_pretrained(args.model, device, dtype)
     settings = complete(model, steps=args.steps, guidance=args.guidance, shift=args.shift)
     seed = secrets.randbits(32) if args.seed is None else args.seed
-    (talk if args.answers else paint_all)(model, args, settings, seed)
+    images = [open_picture(path) for path in args.image]
+    (talk if args.answers else paint_all)(model, args, images, settings, seed)
 
 
 if __name__ == "__main__":

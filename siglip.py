@@ -8,6 +8,7 @@ are the same. The pooling head is left out: Cheers never uses it.
 Shape letters: B batch, (H, W) pixels, p patch side, n = H/p * W/p patches in raster order, C width.
 """
 
+from collections import OrderedDict
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -39,8 +40,7 @@ class Embeddings(nn.Module):
         table = self.position_embedding.weight.unflatten(0, (self.side, self.side)).permute(2, 0, 1)[None]
         if (height, width) == (self.side, self.side):
             return table
-        resized = F.interpolate(table.float(), (height, width), mode="bicubic", align_corners=False)
-        return resized.to(table.dtype)
+        return F.interpolate(table.float(), (height, width), mode="bicubic", align_corners=False).to(table.dtype)
 
     def forward(self, pixels: Tensor) -> Tensor:
         patches = self.patch_embedding(pixels)                 # (B, C, H/p, W/p)
@@ -51,36 +51,25 @@ class Embeddings(nn.Module):
 class Attention(nn.Module):
     def __init__(self, config: SigLIPConfig):
         super().__init__()
-        width = config.hidden_size
-        self.heads = config.num_attention_heads
+        width, self.heads = config.hidden_size, config.num_attention_heads
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, n, C/heads)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        q, k, v = (f(x).unflatten(-1, (self.heads, -1)) for f in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v)) # (B, heads, n, C/heads)
         x = F.scaled_dot_product_attention(q, k, v)            # softmax(q k^T / sqrt(C/heads)) v
         return self.out_proj(x.transpose(1, 2).flatten(2))     # (B, n, C)
-
-
-class MLP(nn.Module):
-    def __init__(self, config: SigLIPConfig):
-        super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
 class Layer(nn.Module):
     def __init__(self, config: SigLIPConfig):
         super().__init__()
-        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        width, inner = config.hidden_size, config.intermediate_size
+        self.layer_norm1 = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.self_attn = Attention(config)
-        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = MLP(config)
+        self.layer_norm2 = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        parts = OrderedDict(fc1=nn.Linear(width, inner), gelu=nn.GELU(approximate="tanh"), fc2=nn.Linear(inner, width))
+        self.mlp = nn.Sequential(parts)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.self_attn(self.layer_norm1(x))
@@ -93,16 +82,13 @@ class SigLIP(nn.Module):
         self.config = config
         self.embeddings = Embeddings(config)
         self.encoder = nn.Module()
-        self.encoder.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.encoder.layers = nn.Sequential(*(Layer(config) for _ in range(config.num_hidden_layers)))
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """pixels (B, 3, H, W), sides multiples of p -> semantic features (B, n, C), patch embeddings S (B, n, C)."""
         embeddings = self.embeddings(pixels)                   # (B, n, C)
-        x = embeddings
-        for layer in self.encoder.layers:
-            x = layer(x)                                       # (B, n, C)
-        return self.post_layernorm(x), embeddings
+        return self.post_layernorm(self.encoder.layers(embeddings)), embeddings
 
     def initialise(self) -> None:
         """Small normal weights as in ViT; needed only for training from nothing, official runs start from SigLIP2."""

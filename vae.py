@@ -11,13 +11,16 @@ Shape letters: B batch, C channels, z latent channels before patchify, (H, W) pi
 the patch, (h, w) = (H/f, W/f). Officially z = 32, f = 16, so latents are (B, 128, H/16, W/16).
 """
 
+from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 PATCH = 2  # a latent position holds a 2x2 patch of the encoder's output
+conv3x3 = partial(nn.Conv2d, kernel_size=3, padding=1)
 
 
 @dataclass
@@ -39,12 +42,13 @@ class VAEConfig:
         return self.z_channels * PATCH * PATCH
 
 
+def named(**parts: nn.Module) -> nn.Sequential:
+    """The parts one after the other, under the names that they have in FLUX.2's `ae.safetensors`."""
+    return nn.Sequential(OrderedDict(parts))
+
+
 def group_norm(channels: int, config: VAEConfig) -> nn.GroupNorm:
     return nn.GroupNorm(config.norm_groups, channels, eps=1e-6)
-
-
-def conv3x3(inputs: int, outputs: int) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel_size=3, padding=1)
 
 
 class ResnetBlock(nn.Module):
@@ -78,47 +82,26 @@ class AttnBlock(nn.Module):
         return x + self.proj_out(h)
 
 
-class Downsample(nn.Module):
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, kernel_size=3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))  # right and bottom only, unlike padding=1
-
-
-class Upsample(nn.Module):
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = conv3x3(channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-
-
-def middle(channels: int, config: VAEConfig) -> nn.Module:
-    mid = nn.Module()
-    mid.block_1 = ResnetBlock(channels, channels, config)
-    mid.attn_1 = AttnBlock(channels, config)
-    mid.block_2 = ResnetBlock(channels, channels, config)
-    return mid
+def middle(channels: int, config: VAEConfig) -> nn.Sequential:
+    first, attention = ResnetBlock(channels, channels, config), AttnBlock(channels, config)
+    return named(block_1=first, attn_1=attention, block_2=ResnetBlock(channels, channels, config))
 
 
 class Encoder(nn.Module):
     def __init__(self, config: VAEConfig):
         super().__init__()
         widths = [config.ch * m for m in config.ch_mult]
-        self.conv_in = conv3x3(3, config.ch)
-        self.down = nn.ModuleList()
         channels = config.ch
+        self.conv_in = conv3x3(3, channels)
+        self.down = nn.Sequential()
         for i, width in enumerate(widths):
-            level = nn.Module()
-            level.block = nn.ModuleList()
+            level = named(block=nn.Sequential())
             for _ in range(config.num_res_blocks):
                 level.block.append(ResnetBlock(channels, width, config))
                 channels = width
             if i < len(widths) - 1:
-                level.downsample = Downsample(channels)
+                pad = nn.ZeroPad2d((0, 1, 0, 1))  # right and bottom only, unlike padding=1
+                level.downsample = named(pad=pad, conv=nn.Conv2d(channels, channels, kernel_size=3, stride=2))
             self.down.append(level)
         self.mid = middle(channels, config)
         self.norm_out = group_norm(channels, config)
@@ -126,13 +109,7 @@ class Encoder(nn.Module):
         self.quant_conv = nn.Conv2d(2 * config.z_channels, 2 * config.z_channels, kernel_size=1)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        h = self.conv_in(pixels)
-        for level in self.down:
-            for block in level.block:
-                h = block(h)
-            if hasattr(level, "downsample"):
-                h = level.downsample(h)
-        h = self.mid.block_2(self.mid.attn_1(self.mid.block_1(h)))
+        h = self.mid(self.down(self.conv_in(pixels)))
         return self.quant_conv(self.conv_out(F.silu(self.norm_out(h))))
 
 
@@ -144,26 +121,21 @@ class Decoder(nn.Module):
         self.post_quant_conv = nn.Conv2d(config.z_channels, config.z_channels, kernel_size=1)
         self.conv_in = conv3x3(config.z_channels, channels)
         self.mid = middle(channels, config)
-        self.up = nn.ModuleList(nn.Module() for _ in widths)  # up[i] works at the resolution of the encoder's down[i]
-        for i, width in reversed(list(enumerate(widths))):
-            level = self.up[i]
-            level.block = nn.ModuleList()
+        self.up = nn.ModuleList()  # up[i] works at the resolution of the encoder's down[i]
+        for width in reversed(widths):
+            self.up.insert(0, level := named(block=nn.Sequential()))
             for _ in range(config.num_res_blocks + 1):
                 level.block.append(ResnetBlock(channels, width, config))
                 channels = width
-            if i > 0:
-                level.upsample = Upsample(channels)
+            if len(self.up) < len(widths):
+                level.upsample = named(up=nn.Upsample(scale_factor=2, mode="nearest"), conv=conv3x3(channels, channels))
         self.norm_out = group_norm(channels, config)
         self.conv_out = conv3x3(channels, 3)
 
     def forward(self, z: Tensor) -> Tensor:
-        h = self.conv_in(self.post_quant_conv(z))
-        h = self.mid.block_2(self.mid.attn_1(self.mid.block_1(h)))
+        h = self.mid(self.conv_in(self.post_quant_conv(z)))
         for level in reversed(self.up):
-            for block in level.block:
-                h = block(h)
-            if hasattr(level, "upsample"):
-                h = level.upsample(h)
+            h = level(h)
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
@@ -178,12 +150,10 @@ class LatentStatistics(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def normalise(self, z: Tensor) -> Tensor:
-        mean, var = self.running_mean[:, None, None], self.running_var[:, None, None]
-        return (z - mean) / torch.sqrt(var + self.eps)
+        return (z - self.running_mean[:, None, None]) / torch.sqrt(self.running_var[:, None, None] + self.eps)
 
     def denormalise(self, z: Tensor) -> Tensor:
-        mean, var = self.running_mean[:, None, None], self.running_var[:, None, None]
-        return z * torch.sqrt(var + self.eps) + mean
+        return z * torch.sqrt(self.running_var[:, None, None] + self.eps) + self.running_mean[:, None, None]
 
 
 class LatentDecoder(nn.Module):
@@ -211,7 +181,6 @@ class VAE(LatentDecoder):
 
     def encode(self, pixels: Tensor) -> Tensor:
         """pixels (B, 3, H, W) in [0, 1] -> latents (B, 4z, h, w), normalised. Deterministic: the mean, no sampling.
-
         Raises ValueError when a side is not a multiple of 2f."""
         height, width = pixels.shape[-2:]
         multiple = 2 * self.config.factor
