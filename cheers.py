@@ -292,9 +292,8 @@ class Cheers(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls,
-        name_or_folder: str | Path, device: torch.device | str | None = None, dtype: torch.dtype | None = None,
-        revision: str | None = None,
+        cls, name_or_folder: str | Path, device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None, revision: str | None = None,
     ) -> "Cheers":
         """Opens a checkpoint of the official layout: a folder, or a name on the Hugging Face hub (`ai9stars/Cheers`).
 
@@ -328,8 +327,7 @@ class Cheers(nn.Module):
 
     @classmethod
     def from_components(
-        cls,
-        qwen: str | Path, siglip: str | Path, vae: str | Path, config: CheersConfig | None = None,
+        cls, qwen: str | Path, siglip: str | Path, vae: str | Path, config: CheersConfig | None = None,
         device: torch.device | str | None = None, dtype: torch.dtype = torch.float32,
     ) -> "Cheers":
         """A fresh start from Qwen2.5 and SigLIP2 (folders or hub names, Hugging Face's files) and FLUX.2's `ae.safetensors`,
@@ -346,12 +344,8 @@ class Cheers(nn.Module):
             ({"vae.": "", "pixel_decoder.": ""}, [Path(vae)], r"bn\.num_batches_tracked"),
         )
         for prefixes, files, ignored in parts:
-            names = {
-                ours: there + ours.removeprefix(here)
-                for here, there in prefixes.items()
-                for ours in model.state_dict()
-                if ours.startswith(here)
-            }
+            pairs = ((ours, here, there) for here, there in prefixes.items() for ours in model.state_dict())
+            names = {ours: there + ours.removeprefix(here) for ours, here, there in pairs if ours.startswith(here)}
             load_tensors(model, names, files, ignored, device, dtype)
         model.add_new_parts()
         for part in (model.projector, model.head):
@@ -360,9 +354,7 @@ class Cheers(nn.Module):
         model.tokenizer = Tokenizer.from_folder(qwen_folder)
         return model.eval()
 
-    def save_pretrained(
-        self, folder: str | Path, shard_bytes: int = 5_000_000_000, weights: dict[str, Tensor] | None = None
-    ) -> None:
+    def save_pretrained(self, folder: str | Path, shard_bytes: int = 5_000_000_000, weights: dict | None = None) -> None:
         """Writes the official layout. Files get their names only once all of them are complete.
 
         weights: instead of the model's own, by our names; for a model whose tensors are spread over processes."""

@@ -455,6 +455,26 @@ class ToySource:
 TOY_MIX = {generation: 0.60, understanding: 0.25, editing: 0.10, sentence_and_picture: 0.03, text_only: 0.02}
 
 
+def open_sources(
+    files: list[str], images: Path | None, spare: Path, mix: dict[str, float], side: int
+) -> tuple[list, list[float]]:
+    """Sources and their weights: the toy world, or files (FILE or FILE:WEIGHT), without weights in the shares that `mix` gives
+    to their kinds. Raises FileNotFoundError, or ValueError where a weight is missing."""
+    if not files:
+        return [ToySource(make, side) for make in TOY_MIX], list(TOY_MIX.values())
+    named = [re.fullmatch(r"(.*?)(?::([\d.]+))?", text).groups() for text in files]
+    sources = [JsonLines(Path(path), images or Path(path).parent, spare) for path, _ in named]
+    weights = [float(weight or 0) for _, weight in named]
+    if not any(weights):
+        lines = {kind: sum(source.lines for source in sources if source.kind == kind) for kind in mix}
+        weights = [mix.get(s.kind, 0) * s.lines / lines.get(s.kind, 1) for s in sources]
+    for source, weight in zip(sources, weights):
+        if not weight:
+            raise ValueError(f"{source.name} ({source.kind}) needs a weight: give all files one, FILE:WEIGHT; "
+                             f"without weights this recipe mixes {', '.join(mix)}")
+    return sources, weights
+
+
 def toy_tokenizer() -> Tokenizer:
     """A byte-level BPE over the toy world's words, with Qwen's chat tokens."""
     rng = np.random.default_rng(0)

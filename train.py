@@ -12,7 +12,6 @@ import argparse
 import json
 import math
 import os
-import re
 import signal
 import sys
 import time
@@ -127,7 +126,7 @@ def fit(
     """Runs `step_function(model, item)` and AdamW from the newest checkpoint to the last step."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     paces = {name: 1.0 if args.stage else PACES.get(name, 1.0) for name in trained}
-    groups = [{"params": [trained[name] for name in trained if paces[name] == pace], "pace": pace} for pace in sorted({*paces.values()})]
+    groups = [{"params": [trained[n] for n in trained if paces[n] == pace], "pace": pace} for pace in sorted({*paces.values()})]
     optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True)
     state = training_state(model, optimizer)
     start, positions = resume(args.out, phase, state)
@@ -184,15 +183,16 @@ def forget(path: Path, phase: str, start: int) -> None:
     """Drops the metrics of steps that will be done again."""
     if path.exists():
         lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]  # a kill leaves half a line
-        partial_path = path.with_suffix(".partial")
-        partial_path.unlink(missing_ok=True)
-        write_lines(partial_path, [line for line in lines if line["phase"] != phase or line["step"] <= start])
-        os.replace(partial_path, path)
+        kept = [line for line in lines if line["phase"] != phase or line["step"] <= start]
+        unfinished = path.with_suffix(".partial")
+        unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(unfinished, path)
 
 
 def write_lines(path: Path, lines: list[dict]) -> None:
-    with open(path, "a") as file:
-        file.write("".join(json.dumps(line) + "\n" for line in lines))
+    if lines:
+        with open(path, "a") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def check_damage(sources: list, seen: np.ndarray, damaged: np.ndarray, args: argparse.Namespace) -> None:
@@ -246,28 +246,9 @@ class Window:
 # ---- command line ----------------------------------------------------------------------------------------------
 
 
-def open_sources(args: argparse.Namespace, recipe: Recipe, side: int) -> tuple[list, list[float]]:
-    """Sources of samples and their weights: files, by the stage's shares unless weights are given; else the toy world."""
-    if not args.data:
-        return [data.ToySource(make, side) for make in data.TOY_MIX], list(data.TOY_MIX.values())
-    named = [re.fullmatch(r"(.*?)(?::([\d.]+))?", text).groups() for text in args.data]
-    # Process 0 builds the indices of lines before the others open them.
-    shared(lambda: [data.line_offsets(Path(path), args.out) for path, _ in named] and None)
-    sources = [data.JsonLines(Path(path), args.images or Path(path).parent, args.out) for path, _ in named]
-    weights = [float(weight) if weight else None for _, weight in named]
-    if None in weights:
-        lines = {kind: sum(s.lines for s in sources if s.kind == kind) for kind in recipe.mix}
-        for source in sources:
-            if any(weights) or source.kind not in lines:
-                raise ValueError(f"{source.name} ({source.kind}) needs a weight, FILE:WEIGHT: this recipe mixes {', '.join(lines)}")
-        weights = [recipe.mix[source.kind] * source.lines / lines[source.kind] for source in sources]
-    return sources, weights
-
-
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain, allow_abbrev=False)
     add = parser.add_argument
     add("--stage", type=int, choices=STAGES, help="the paper's recipe; without it the tiny model's")
     add("--data", nargs="+", default=[], metavar="FILE[:WEIGHT]", help="JSON lines; the toy world when left out")
@@ -353,7 +334,9 @@ def main() -> None:
     shared(lambda: model.save_configuration(args.out, torch.bfloat16))  # what `look` and `export` need besides weights
     freeze(model, recipe)
     model.train()
-    sources, weights = open_sources(args, recipe, model.config.siglip.image_size)
+    opening = partial(data.open_sources, args.data, args.images, args.out, recipe.mix, model.config.siglip.image_size)
+    shared(lambda: opening() and None)  # process 0 builds the indices of lines before the others read them
+    sources, weights = opening()
     say(json.dumps(asdict(recipe) | {"data": {s.name: w for s, w in zip(sources, weights)}, "processes": WORLD, "dtype": str(args.dtype)}))
     flops = (0.0, 0.0, 0.0)
     if args.device.type == "cuda":
