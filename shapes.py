@@ -106,10 +106,10 @@ def parse_prompt(text: str) -> Specification:
 
 # ---- making and drawing scenes ---------------------------------------------------------------------------------------
 
-# Radii (smallest, largest) for one to four objects. Each object keeps to its cell, a square of half side CELL * radius
+# Radii (smallest, largest) for one object and for several. Each object keeps to its cell, a square of half side CELL * radius
 # into which every shape fits, so that an edit can swap shapes in place.
-RADII, CELL = ((0.24, 0.34), (0.17, 0.20), (0.15, 0.17), (0.13, 0.16)), 1.2
-MARGIN, GAP = 1 / 32, 2 / 32  # between a cell and the border of the picture, and between two cells
+RADII, CELL = ((0.26, 0.34), (0.15, 0.178)), 1.2
+MARGIN, GAP = 0.035, 2 / 32  # between a cell and the border of the picture, and between two cells
 
 
 def pick(rng, options):
@@ -125,30 +125,36 @@ def clearly_related(first, second, relation):
     return apart & (offset @ direction >= 0.8 * np.hypot(offset[..., 0], offset[..., 1]))
 
 
+def slots(groups: tuple[Group, ...], relation: str | None) -> np.ndarray:
+    """About where the objects go, (n, 2): with a relation each group fills its side of the picture, evenly."""
+    if relation:
+        axis, across = np.array(RELATIONS[relation]), np.array(RELATIONS[relation])[::-1]
+        sides = zip((0.25, -0.25), (np.arange(g.count) / g.count + 0.5 / g.count - 0.5 for g in groups))
+        return np.concatenate([0.5 + side * axis + along[:, None] * np.abs(across) for side, along in sides])
+    corners = {1: [(2, 2)], 2: [(1, 1), (3, 3)], 3: [(2, 1), (1, 3), (3, 3)], 4: [(1, 1), (3, 1), (1, 3), (3, 3)]}
+    return np.array(corners[sum(group.count for group in groups)]) / 4
+
+
 def compose(specification: Specification, rng: Generator) -> Scene:
     """A random Scene that satisfies the specification; a held-out pair appears only where that names it."""
     first, relation = specification.groups[0].count, specification.relation
     kinds = [(g.shape, color) for g in specification.groups
              for color in g.count * [g.color or pick(rng, [c for c, s in ALLOWED if s == g.shape])]]
-    radii = rng.uniform(*RADII[len(kinds) - 1], len(kinds))
+    radii, spread = rng.uniform(*RADII[len(kinds) > 1], len(kinds)), 0.06
     one, other = np.triu_indices(len(kinds), 1)
-    while True:  # of 256 random layouts take the roomiest that meets all conditions
-        layouts = rng.random((256, len(kinds), 2))
-        if relation:  # sorted along the axis, so that the first group is on its side to begin with
-            order = np.argsort(-(layouts @ np.array(RELATIONS[relation])), axis=1)
-            layouts = np.take_along_axis(layouts, order[..., None], axis=1)
+    while True:  # of 64 layouts near the slots take the first that meets all conditions
         border = (MARGIN + CELL * radii)[:, None]
-        layouts = border + layouts * (1 - 2 * border)
-        gaps = np.abs(layouts[:, one] - layouts[:, other]).max(-1) - CELL * (radii[one] + radii[other]) - GAP
-        margins = 0.5 - np.abs(layouts - 0.5).max(-1) - border[:, 0]
-        room = np.concatenate([gaps, margins], axis=1).min(1)
+        layouts = slots(specification.groups, relation) + rng.uniform(-spread, spread, (64, len(kinds), 2))
+        layouts = layouts.clip(border, 1 - border)
+        distances = np.abs(layouts[:, one] - layouts[:, other]).max(-1)
+        good = (distances >= CELL * (radii[one] + radii[other]) + GAP).all(-1)
         if relation:
-            room[~clearly_related(layouts[:, :first], layouts[:, first:], relation)] = -1
-        if room.max() >= 0:
-            places = zip(kinds, layouts[room.argmax()].tolist(), radii.tolist())
+            good &= clearly_related(layouts[:, :first], layouts[:, first:], relation)
+        if good.any():
+            places = zip(kinds, layouts[good.argmax()].tolist(), radii.tolist())
             objects = tuple(Object(*kind, *centre, radius) for kind, centre, radius in places)
             return Scene(objects, specification.background or pick(rng, BACKGROUNDS))
-        radii = np.maximum(0.95 * radii, 0.12)  # crowded: a little smaller next time
+        radii, spread = np.maximum(0.95 * radii, 0.12), min(1.1 * spread, 0.5)  # crowded: smaller, and further from the slots
 
 
 def random_scene(rng: Generator, max_objects: int = 4, held_out: bool = False) -> Scene:
@@ -158,8 +164,8 @@ def random_scene(rng: Generator, max_objects: int = 4, held_out: bool = False) -
     pairs, first, relation = [pick(rng, sorted(HELD_OUT) if held_out else ALLOWED)], total, None
     if total > 1 and rng.random() < 0.6:
         pairs.insert(rng.integers(2), pick(rng, [pair for pair in ALLOWED if pair not in pairs]))
-        first = int(rng.integers(1, total))
         relation = pick(rng, RELATIONS) if rng.random() < 0.5 else None
+        first = 2 if relation and total == 4 else int(rng.integers(1, total))  # three in a row would have to be small
     groups = tuple(Group(count, *pair) for count, pair in zip((first, total - first), pairs))
     return compose(Specification(groups, relation), rng)
 
@@ -197,11 +203,12 @@ def draw(scene: Scene, side: int = 32) -> Image.Image:
 # ---- describing, asking, editing -------------------------------------------------------------------------------------
 
 def describe(scene: Scene) -> str:
-    """The one full caption: of two groups the left or upper one comes first, or where neither is clear, the one earlier
-    in SHAPES, then in COLORS, so that it depends on nothing but the picture."""
-    kinds = [(color, shape) for shape in SHAPES for color in COLORS]
-    return min(scene.views, key=lambda view: (view.relation in ("right of", "below"),
-                                              kinds.index((view.groups[0].color, view.groups[0].shape)))).text
+    """The one full caption: of two groups the left or upper one comes first, or where neither is clear, the one whose object
+    is met first in reading, so that it depends on nothing but the picture."""
+    def place(view):  # rows weigh more than columns
+        first = min(o.y + o.x / 2 for o in scene.objects if view.groups[0].fits(o))
+        return view.relation in ("right of", "below"), first
+    return min(scene.views, key=place).text
 
 
 def caption(scene: Scene, rng: Generator) -> str:
