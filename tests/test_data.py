@@ -12,8 +12,8 @@ import shapes
 from cheers import IGNORE
 from conftest import GOLDEN, close
 from data import (
-    PAINT, TEXT_DROPOUT, collate, drop_text, encode_conversation, fill_square, fit_inside, gpt, human, make_sample, open_picture,
-    to_picture, to_pixels, toy_sample,
+    PAINT, TEXT_DROPOUT, TOY_MIX, Mixture, ToySource, collate, drop_text, encode_conversation, fill_square, fit_inside, generation, gpt, human, make_sample, open_picture,
+    to_picture, to_pixels,
 )
 
 PICTURES = load_file(GOLDEN / "images.safetensors")
@@ -106,10 +106,16 @@ def test_text_dropout_keeps_structure_and_has_no_text_loss(tiny):
     assert drop_text([-200, 5, special.image], tiny.config) == [-200, special.no_mean, special.image]
 
 
+def toy_sample(line: int, tiny):
+    rng = np.random.default_rng([line, 3])
+    make = list(TOY_MIX)[rng.choice(len(TOY_MIX), p=list(TOY_MIX.values()))]
+    return make_sample(*make(rng, 4, 32), tiny.tokenizer, tiny.config, rng)
+
+
 def test_understanding_has_t_one_and_painting_any_t(tiny):
     times = {True: [], False: []}
     for line in range(300):
-        sample = toy_sample(line, 4, 0, tiny.tokenizer, tiny.config)
+        sample = toy_sample(line, tiny)
         order = [i for k, i in enumerate(sample.ids) if i in (tiny.config.special.image, tiny.config.special.image_gen)][::16]
         for placeholder, t in zip(order, sample.t):
             times[placeholder == tiny.config.special.image_gen].append(t)
@@ -118,24 +124,32 @@ def test_understanding_has_t_one_and_painting_any_t(tiny):
 
 
 def test_a_sample_depends_on_seed_and_line_only(tiny):
-    make = lambda line, seed: toy_sample(line, 4, seed, tiny.tokenizer, tiny.config)
-    first, again, other = make(7, 0), make(7, 0), make(8, 0)
-    assert first.ids == again.ids and first.t == again.t
-    assert all(torch.equal(a, b) for a, b in zip(first.noise + first.pixels, again.noise + again.pixels))
-    assert (first.ids, first.t) != (other.ids, other.t) != (make(8, 1).ids, make(8, 1).t)
+    """Not on the batch around it, the step, or the process."""
+    def samples(seed: int, batch: int, step: int):
+        mix = Mixture([ToySource(generation, 32)], [1.0], batch, 1, seed, tiny.tokenizer, tiny.config, 10**9)
+        return mix[step].batches
+
+    ones, fours = [samples(0, 1, step)[0] for step in range(4)], samples(0, 4, 0)
+    for one, four in zip(ones, fours):
+        assert all(torch.equal(getattr(one, name), getattr(four, name)) for name in ("ids", "pixels", "noise", "t"))
+    assert not torch.equal(ones[0].noise, ones[1].noise) and not torch.equal(ones[0].noise, samples(1, 1, 0)[0].noise)
 
 
-def test_collated_samples_are_read_back_row_by_row(tiny):
-    samples = [toy_sample(line, 4, 0, tiny.tokenizer, tiny.config) for line in range(12)]
-    batch = collate(samples, tiny.config)
-    for row, labels, sample in zip(batch.ids, batch.labels, samples):
-        assert row[: len(sample.ids)].tolist() == sample.ids
-        assert labels[: len(sample.ids)].tolist() == sample.labels and (labels[len(sample.ids) :] == IGNORE).all()
+def test_collated_samples_are_read_back(tiny):
+    samples = [toy_sample(line, tiny) for line in range(12)]
+    batch, seen = collate(samples, tiny.config), []
+    for ids, labels, segments in zip(batch.ids, batch.labels, batch.segments):
+        for segment in segments.unique():
+            seen.append((ids[segments == segment].tolist(), labels[segments == segment].tolist()))
+    for sample in samples:
+        assert (sample.ids, sample.labels) in seen
+    rest = [pair for pair in seen if pair not in [(sample.ids, sample.labels) for sample in samples]]
+    assert all(set(ids) == {0} and set(labels) == {IGNORE} for ids, labels in rest)  # padding
     assert len(batch.pixels) == len(batch.noise) == len(batch.t) == sum(len(sample.pixels) for sample in samples)
 
 
 def test_training_material_never_holds_a_held_out_pair(tiny):
     for line in range(1500):
-        sample = toy_sample(line, 4, 0, tiny.tokenizer, tiny.config)
+        sample = toy_sample(line, tiny)
         text = tiny.tokenizer.decode(sample.ids)
         assert not any(f"{color} {shape}" in text for color, shape in shapes.HELD_OUT), text
