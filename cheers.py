@@ -206,7 +206,7 @@ class Cheers(nn.Module):
     def encode_image(self, pixels: Tensor) -> Tensor:
         """pixels (B, 3, H, W) in [0, 1], sides multiples of 2f -> latents z_1 (B, z', h, w). Frozen, without gradient."""
         with torch.no_grad():
-            stored = self.vae.bn.running_mean  # kept in full precision where everything else is trained in bf16
+            stored = self.vae.bn.running_mean  # frozen, so in training its type may differ from the rest
             return self.vae.encode(pixels.to(stored.device, stored.dtype))
 
     def decode_image(self, latents: Tensor) -> Tensor:
@@ -264,7 +264,7 @@ class Cheers(nn.Module):
         hidden, _ = self.qwen(x, positions, attention_mask(is_image, batch.segments))  # (B, L, C)
 
         # L_AR = -log P(y_l | y_<l, C): the hidden state before a token predicts it
-        text = image = hidden.new_zeros((), dtype=torch.float32)
+        text = image = 0 * hidden.float().sum()  # in case there is nothing to learn, also without gradient to give
         targets = batch.labels[:, 1:]
         supervised = targets != IGNORE
         if supervised.any():

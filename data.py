@@ -33,6 +33,7 @@ LOOK = "<im_start><image><im_end>"
 PAINT = "<im_start><image_gen><im_end>"
 PAINT_REQUEST = "\nBased on the above description, generate an image."  # ends the release's text-to-image prompts
 TEXT_DROPOUT = 0.2
+MAX_TOKENS = 4096  # of a training sample; longer ones would fill a GPU
 MAX_RATIO = 50  # a longer side this many times the shorter leaves nothing to see
 
 
@@ -210,8 +211,8 @@ def make_sample(
     if any(painted) and rng.random() < TEXT_DROPOUT:
         ids, labels = drop_text(ids, config), [IGNORE] * len(ids)
     ids, labels = expand(ids, [grid * grid // 4] * len(pictures), config, labels)
-    if len(ids) > config.qwen.max_position_embeddings:
-        raise ValueError(f"{len(ids)} tokens are more than the {config.qwen.max_position_embeddings} that the model takes")
+    if len(ids) > (limit := min(MAX_TOKENS, config.qwen.max_position_embeddings)):
+        raise ValueError(f"{len(ids)} tokens are more than {limit}")
     pixels = [to_pixels((fill_square if paint else fit_inside)(p, side)) for p, paint in zip(pictures, painted)]
     noise = [
         torch.from_numpy(rng.standard_normal((config.vae.latent_channels, grid, grid), dtype=np.float32)) for _ in pictures
@@ -237,7 +238,8 @@ def collate(samples: list[Sample], config: CheersConfig) -> Batch:
     language model is wide: up to there attention costs less than a sixth of the matrix products."""
     lengths = [len(sample.ids) for sample in samples]
     longest = max(lengths, default=0)
-    packings = (pack(lengths, capacity) or [[]] for capacity in range(longest, longest + config.qwen.hidden_size, 8))
+    width = config.qwen.hidden_size
+    packings = (pack(lengths, capacity) or [[]] for capacity in range(longest, longest + width, width // 12))
     rows, length = min(
         ((rows, max(sum(lengths[k] for k in row) for row in rows)) for rows in packings),
         key=lambda packing: len(packing[0]) * packing[1],
@@ -311,7 +313,7 @@ class JsonLines:
     """A file of samples in the release's format. `kind` ("understanding", "generation" or "text") is that of its first line."""
 
     def __init__(self, path: Path, images: Path, spare: Path):
-        self.name, self.path, self.images = str(path), path, images
+        self.name, self.path, self.images = str(path.resolve()), path, images
         self.offsets = line_offsets(path, spare)
         self.lines = len(self.offsets)
         with open(path, errors="replace") as lines:
@@ -344,20 +346,24 @@ class Step:
 class Mixture(Dataset):
     """Item k is step k: `batch` lines drawn from the sources by weight, of which process `rank` of `world` takes its share in
     batches of at most `micro`. Every pass over a source takes each of its lines once, in an order of its own; all of it
-    follows from the seed and from the positions at which step `start` begins, whatever the number of processes."""
+    follows from the seed and from the positions of the sources, whatever the number of processes."""
 
     def __init__(
         self, sources: list, weights: list[float], batch: int, micro: int, seed: int, tokenizer: Tokenizer,
-        config: CheersConfig, steps: int, rank: int = 0, world: int = 1, start: int = 0, positions: dict[str, int] | None = None,
+        config: CheersConfig, steps: int, rank: int = 0, world: int = 1,
     ):
         self.sources, self.weights = sources, np.array(weights) / sum(weights)
         self.batch, self.micro, self.seed, self.steps = batch, micro, seed, steps
         self.tokenizer, self.config, self.rank, self.world = tokenizer, config, rank, world
-        self.step, self.positions = start, np.array([(positions or {}).get(s.name, 0) for s in sources])
+        self.go_to(0, {})
+
+    def go_to(self, step: int, positions: dict[str, int]) -> None:
+        """Steps from here on follow one that left the sources at these positions."""
+        self.step, self.positions = step, np.array([positions.get(source.name, 0) for source in self.sources])
 
     def choose(self, step: int) -> np.ndarray:
         """The source of each line of a step, (batch,)."""
-        return np.random.default_rng([self.seed, step]).choice(len(self.sources), self.batch, p=self.weights)
+        return np.random.default_rng([1, self.seed, step]).choice(len(self.sources), self.batch, p=self.weights)
 
     def complete(self, samples: list[Sample]) -> list[Sample]:
         """Sharded over many processes, every part of the model must run in each of them, or the others wait for ever. So where
@@ -379,8 +385,8 @@ class Mixture(Dataset):
             positions[k] += 1
             if i % self.world != self.rank:
                 continue
-            line = shuffled(position, source.lines, [self.seed, k, epoch])
-            rng = np.random.default_rng([self.seed, k, epoch, line])
+            line = shuffled(position, source.lines, [2, self.seed, k, epoch])
+            rng = np.random.default_rng([3, self.seed, k, epoch, line])
             seen[k] += 1
             try:
                 turns, pictures = source.read(line, rng, step / self.steps)
@@ -464,6 +470,8 @@ def open_sources(
         return [ToySource(make, side) for make in TOY_MIX], list(TOY_MIX.values())
     named = [re.fullmatch(r"(.*?)(?::([\d.]+))?", text).groups() for text in files]
     sources = [JsonLines(Path(path), images or Path(path).parent, spare) for path, _ in named]
+    if len({source.name for source in sources}) < len(sources):
+        raise ValueError("--data names a file twice; give it a weight instead, FILE:WEIGHT")
     weights = [float(weight or 0) for _, weight in named]
     if not any(weights):
         lines = {kind: sum(source.lines for source in sources if source.kind == kind) for kind in mix}
@@ -495,6 +503,9 @@ class ToyPictures(Dataset):
     whether half of the steps are done."""
 
     sources = ()
+
+    def go_to(self, step: int, positions: dict[str, int]) -> None:
+        """Item k is the same wherever training begins."""
 
     def __init__(self, steps: int, batch: int, config: CheersConfig, seed: int):
         self.steps, self.batch, self.config, self.seed = steps, batch, config, seed

@@ -5,6 +5,7 @@ Everything here works in one process too, where it does nothing. Checkpoints are
 """
 
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -39,7 +40,7 @@ def start_process() -> torch.device:
         torch.cuda.set_device(device)
     if WORLD > 1:  # counts and flags travel on the CPU, so that no GPU is waited for
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=10))
+        dist.init_process_group(backend, timeout=timedelta(minutes=30))
     return device
 
 
@@ -100,50 +101,60 @@ def training_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             moments = optimizer.state[parameter]  # empty before the first step
-            moments.setdefault("step", torch.zeros(()))
+            moments.setdefault("step", torch.zeros((), device=parameter.device))
             for key in ("exp_avg", "exp_avg_sq"):
                 moments.setdefault(key, torch.zeros_like(parameter, requires_grad=False))
             state |= {f"{key} of {name}": value for key, value in moments.items()}
     return state
 
 
-def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file of a folder but the manifest; the processes share the work."""
-    mine, gathered = {}, [None] * WORLD
-    for path in sorted(path for path in folder.iterdir() if path.name != "manifest.json")[RANK::WORLD]:
-        with open(path, "rb") as file:
-            mine[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+def hashes(folder: Path, names: list[str]) -> dict[str, str | None]:
+    """SHA-256 of files, None where there is none; each process brings names of its own and gets all."""
+    mine, gathered = dict.fromkeys(names), [None] * WORLD
+    for name in names:
+        if (folder / name).exists():
+            with open(folder / name, "rb") as file:
+                mine[name] = hashlib.file_digest(file, "sha256").hexdigest()
     if WORLD > 1:
         dist.all_gather_object(gathered, mine)
         mine = {name: value for part in gathered for name, value in part.items()}
     return mine
 
 
+def seal(manifest: dict) -> str:
+    return hashlib.sha256(json.dumps({k: v for k, v in manifest.items() if k != "seal"}, sort_keys=True).encode()).hexdigest()
+
+
 def damage(folder: Path) -> str:
-    """What is wrong with a checkpoint; empty when every file is what the manifest says."""
-    found = hashes(folder)
+    """What is wrong with a checkpoint; empty when the manifest has its seal and every file is what the manifest says."""
     try:
-        wanted = read_json(folder / "manifest.json")["files"]
-        wrong = sorted(name for name in wanted if found.get(name) != wanted[name])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        manifest = read_json(folder / "manifest.json")
+        if manifest["seal"] != seal(manifest):
+            return "the manifest was changed"
+    except (OSError, ValueError, KeyError) as error:
         return str(error)
+    wanted = manifest["files"]
+    found = hashes(folder, sorted(wanted)[RANK::WORLD])
+    wrong = sorted(name for name in wanted if found[name] != wanted[name])
     return f"changed or missing: {', '.join(wrong)}" if wrong else ""
 
 
-def save(out: Path, phase: str, step: int, keep: int, state: dict[str, Tensor], positions: dict[str, int]) -> None:
+def save(out: Path, phase: str, keep: int, state: dict[str, Tensor], manifest: dict) -> None:
     """A checkpoint OUT/PHASE-STEP, complete or invisible: written under another name, then a hash of every file, then renamed.
     The newest `keep` stay. Raises OSError when it cannot be written; what was there before is untouched."""
-    unfinished, folder = out / ".partial", out / f"{phase}-{step:07d}"
+    unfinished, folder = out / ".partial", out / f"{phase}-{manifest['step']:07d}"
     shared(lambda: shutil.rmtree(unfinished, ignore_errors=True) or unfinished.mkdir())
     try:
         dcp.save(state, storage_writer=dcp.HuggingFaceStorageWriter(str(unfinished), save_distributed=True))
     except CheckpointException as error:
         reason = next(iter(error.failures.values()))[0]
-        raise OSError(f"cannot save step {step} in {out} ({reason}); earlier checkpoints are untouched") from None
-    files = hashes(unfinished)
+        shared(lambda: shutil.rmtree(unfinished, ignore_errors=True))
+        raise OSError(f"cannot save {folder} ({reason}); earlier checkpoints are untouched") from None
+    files = hashes(unfinished, [path.name for path in unfinished.glob(f"shard-{RANK + 1:05d}-*")])
 
     def finish() -> None:
-        write_json(unfinished / "manifest.json", {"step": step, "positions": positions, "files": files})
+        whole = manifest | {"files": files}
+        write_json(unfinished / "manifest.json", whole | {"seal": seal(whole)})
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(unfinished, folder)
         for old in sorted(out.glob(f"{phase}-*[0-9]"))[:-keep]:
@@ -160,18 +171,21 @@ def load(folder: Path, state: dict[str, Tensor]) -> None:
         raise ValueError(f"{folder} is of another model ({reason}); choose another --out") from None
 
 
-def resume(out: Path, phase: str, state: dict[str, Tensor]) -> tuple[int, dict[str, int]]:
-    """Fills `state` from the newest good checkpoint of a phase -> its step, and where the sources stood; 0 when there is none.
-    Damaged ones are set aside."""
+def resume(out: Path, phase: str, state: dict[str, Tensor], run: dict) -> dict:
+    """Fills `state` from the newest good checkpoint of a phase -> its manifest, or one of step 0. Damaged ones are set aside.
+    Raises ValueError when it belongs to a run that is not `run`."""
     for folder in shared(lambda: sorted(out.glob(f"{phase}-*[0-9]"), reverse=True)):
         if problem := damage(folder):
             shared(lambda: os.replace(folder, folder.with_name(f"damaged-{folder.name}-{time.time_ns()}")))
             say(f"{folder} is damaged ({problem}); it is set aside")
             continue
-        load(folder, state)
         manifest = read_json(folder / "manifest.json")
-        return manifest["step"], manifest["positions"]
-    return 0, {}
+        if other := [name for name in run if run[name] != manifest["run"][name]]:
+            raise ValueError(f"{folder} is of a run with another {', '.join(other)}; choose another --out, "
+                             "or train its model further with --init")
+        load(folder, state)
+        return manifest
+    return {"step": 0, "positions": {}, "taken": [[0] * len(run["lines"])] * 2}
 
 
 def export(folder: Path, out: Path) -> None:

@@ -76,9 +76,12 @@ class Attention(nn.Module):
         q, k = rotate(q, rotary), rotate(k, rotary)
         if past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)     # (B, M, K, D)
+        past = k, v
+        if q.is_cuda and mask is not None:  # the fast kernels there take a mask or grouped heads, not both
+            k, v = (part.repeat_interleave(q.shape[1] // part.shape[1], dim=1) for part in past)
         # softmax(q kᵀ / √D + log mask) v, every group of N/M query heads with its own key/value head
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)  # (B, N, L, D)
-        return self.o_proj(x.transpose(1, 2).flatten(2)), (k, v)                      # (B, L, C)
+        return self.o_proj(x.transpose(1, 2).flatten(2)), past                        # (B, L, C)
 
 
 class SwiGLU(nn.Module):

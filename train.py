@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
@@ -64,6 +65,8 @@ STAGES = {
     4: Recipe(2e-5, "cosine", 128, 30_000, {"understanding": 1, "generation": 1}),
 }
 TOY = Recipe(1e-3, "cosine", 16, 20_000, PRETRAINING)
+
+
 def learning_rate(step: int, recipe: Recipe) -> float:
     warm_up = min((step + 1) / max(1, round(0.02 * recipe.steps)), 1)
     return recipe.lr * min(warm_up, 0.5 + 0.5 * math.cos(math.pi * step / recipe.steps) if recipe.schedule == "cosine" else 1)
@@ -87,9 +90,7 @@ def cheers_step(model: Cheers, step: data.Step) -> dict[str, Tensor]:
     counts = [((batch.labels[:, 1:] != IGNORE).sum(), (batch.t < 1).sum()) for batch in step.batches]
     tokens, pictures = total(torch.tensor(counts, dtype=torch.float64).sum(0)).clamp(min=1).tolist()
     sums = torch.zeros(len(LOGGED), 2, device=model.device)
-    for i, (batch, (text_count, image_count)) in enumerate(zip(step.batches, counts)):
-        if WORLD > 1:  # gradients travel once per step
-            model.set_requires_gradient_sync(i == len(counts) - 1)
+    for batch, (text_count, image_count) in zip(step.batches, counts):
         loss = model.loss(batch)
         # FSDP averages gradients over the processes; the factor WORLD makes that a sum
         (WORLD * (loss.text * text_count / tokens + loss.image * image_count / pictures)).backward()
@@ -108,10 +109,13 @@ def compute(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
             yield
 
 
-def recompute(model: Cheers) -> None:
-    """Activation checkpointing: the backward pass computes each block's inside again instead of keeping it."""
+def wrap_blocks(model: Cheers, recompute: bool, compiled: bool) -> None:
+    """Compilation, and activation checkpointing: the backward pass computes each block's inside again instead of keeping it."""
     for block in trained_blocks(model):
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        if compiled:
+            block.forward = torch.compile(block.forward, dynamic=True)
+        if recompute:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 # ---- the loop --------------------------------------------------------------------------------------------------
@@ -120,7 +124,7 @@ GRACE = 25  # seconds that a cluster, torchrun among them, leaves after SIGTERM
 
 
 def fit(
-    phase: str, model: nn.Module, recipe: Recipe, make_items: Callable[[int, dict], Dataset], step_function: Callable,
+    phase: str, model: nn.Module, recipe: Recipe, make_items: Callable[[], Dataset], step_function: Callable,
     args: argparse.Namespace, after_save: Callable[[int], dict] = lambda step: {}, flops: tuple = (0, 0, 0),
 ) -> None:
     """Runs `step_function(model, item)` and AdamW from the newest checkpoint to the last step."""
@@ -129,16 +133,21 @@ def fit(
     groups = [{"params": [trained[n] for n in trained if paces[n] == pace], "pace": pace} for pace in sorted({*paces.values()})]
     optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True)
     state = training_state(model, optimizer)
-    start, positions = resume(args.out, phase, state)
-    shared(lambda: forget(args.out / "metrics.jsonl", phase, start))
-    items = make_items(start, positions)
+    items = make_items()
+    run = {"stage": args.stage, "seed": args.seed, "batch": recipe.batch, "lines": {s.name: s.lines for s in items.sources}}
+    manifest = resume(args.out, phase, state, run)
+    start = saved = manifest["step"]
+    items.go_to(start, manifest["positions"])
+    for file in ("metrics.jsonl", "skipped.jsonl"):
+        shared(partial(forget, args.out / file, phase, start))
     loader = DataLoader(
-        items, batch_size=None, sampler=range(start, recipe.steps), num_workers=args.workers, prefetch_factor=8,
-        worker_init_fn=lambda _: signal.signal(signal.SIGINT, signal.SIG_IGN),
+        items, batch_size=None, sampler=range(start, recipe.steps), num_workers=args.workers, prefetch_factor=4,
+        worker_init_fn=ignore_signals,
     )
-    stops, lines, saved, save_seconds, window = [], 0, start, 0.0, Window(flops, args.device)
-    for number in (signal.SIGTERM, signal.SIGINT):  # let the step finish and a checkpoint be written
-        signal.signal(number, lambda number, _: stops.append(number))
+    lines = np.array(manifest["taken"]).reshape(2, -1)                             # (2, sources): seen, damaged
+    stops, save_seconds, window = [], 0.0, Window(flops, args.device)
+    # SIGTERM and Ctrl-C let the step finish and a checkpoint be written
+    handlers = {number: signal.signal(number, lambda *_: stops.append(1)) for number in (signal.SIGTERM, signal.SIGINT)}
     bar = tqdm(loader, phase, initial=start, total=recipe.steps, smoothing=0.05, dynamic_ncols=True, disable=RANK > 0)
     for step, item in enumerate(bar, start):
         window.data_arrived()
@@ -152,23 +161,26 @@ def fit(
         norm = nn.utils.clip_grad_norm_(trained.values(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        window.add(item, losses, norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        window.add(item, losses, norm)
 
         stopping, *new = total(torch.tensor([len(stops), *item.seen, *item.damaged])).tolist()
-        lines = lines + np.array(new).reshape(2, -1)                               # (2, sources): seen, damaged
-        write_lines(args.out / "skipped.jsonl", item.skipped)
-        check_damage(items.sources, *lines, args)
         done, last = step + 1, step + 1 == recipe.steps
+        lines = lines + np.array(new, int).reshape(2, -1)
+        write_lines(args.out / "skipped.jsonl", [{"phase": phase, "step": done} | entry for entry in item.skipped])
+        check_damage(items.sources, *lines, args)
         if done % args.log_every == 0 or last or stopping:
             skipped = {"skipped": dict(zip(item.positions, lines[1].tolist())), "positions": item.positions}
             line = {"phase": phase, "step": done, "lr": rate} | window.close() | skipped
             write_lines(args.out / "metrics.jsonl", [line] * (RANK == 0))
             bar.set_postfix({name: f"{line[name]:.3f}" for name in ("loss", "text", "image", "psnr") if name in line})
-        if stopping and saved and save_seconds > GRACE:
+        if stopping and shared(lambda: saved and save_seconds > GRACE):
             raise SystemExit(f"train.py: stopped; saving takes too long, the last checkpoint is of step {saved}")
         if done % args.save_every == 0 or last or stopping:
-            began = time.monotonic()
-            save(args.out, phase, done, args.keep, state, item.positions)
+            if not norm.isfinite():
+                raise ValueError(f"the gradient is not finite at step {done}; the last checkpoint is of step {saved}; lower --lr")
+            began, taken = time.monotonic(), {"step": done, "positions": item.positions, "taken": lines.tolist()}
+            save(args.out, phase, args.keep, state, taken | {"run": run})
             saved, save_seconds = done, time.monotonic() - began
             if not stopping and (scores := after_save(done)):
                 write_lines(args.out / "metrics.jsonl", [{"phase": phase, "step": done} | scores])
@@ -177,15 +189,23 @@ def fit(
             say(f"train.py: stopped and saved after step {done}; the same command goes on from there")
             raise SystemExit(128 + signal.SIGTERM)
         window.waits_since = time.monotonic()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def ignore_signals(_worker: int) -> None:
+    """torchrun and terminals send their signals to the processes that read samples too, which are still needed."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def forget(path: Path, phase: str, start: int) -> None:
-    """Drops the metrics of steps that will be done again."""
+    """Drops the lines of steps that will be done again."""
     if path.exists():
-        lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]  # a kill leaves half a line
-        kept = [line for line in lines if line["phase"] != phase or line["step"] <= start]
+        whole = path.read_text().rpartition("\n")[0].splitlines()  # a kill leaves half a line
+        kept = [line for line in whole if (c := json.loads(line))["phase"] != phase or c["step"] <= start]
         unfinished = path.with_suffix(".partial")
-        unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        unfinished.write_text("".join(f"{line}\n" for line in kept))
         os.replace(unfinished, path)
 
 
@@ -223,12 +243,12 @@ class Window:
         self.counts[1:] += [sum(item.seen), *item.tokens, *item.pictures]
 
     def close(self) -> dict:
-        pairs = total(torch.stack(list(self.losses.values())).double().cpu())      # (losses, 2): sum, count
+        pairs = total(torch.stack(list(self.losses.values())).cpu().double())      # (losses, 2): sum, count
         line = {name: float(value / n) for name, (value, n) in zip(self.losses, pairs) if n}
         if "text" in self.losses:
             value, n = pairs[1:].sum(0)
-            line["image"] = float(value / n.clamp(min=1))
-            line["loss"] = line.get("text", 0.0) + line["image"]
+            line |= {"image": float(value / n)} if n else {}
+            line["loss"] = line.get("text", 0.0) + line.get("image", 0.0)
         seconds = time.monotonic() - self.began
         waiting, samples, tokens, padded, pictures, painted = total(torch.from_numpy(self.counts)).tolist()
         line["gradient_norm"] = float(torch.stack(self.norms).mean())
@@ -236,9 +256,10 @@ class Window:
         if samples:
             line |= {"samples_per_second": samples / seconds, "padding": 1 - tokens / padded}
         if self.device.type == "cuda":
-            peak = next((peak for name, peak in PEAKS.items() if name in torch.cuda.get_device_name()), math.inf)
             flops = sum(count * each for count, each in zip((tokens, pictures, painted), self.flops))
-            line |= {"mfu": flops / seconds / WORLD / peak, "memory_gib": torch.cuda.max_memory_allocated() / 2**30}
+            peaks = [peak for name, peak in PEAKS.items() if name in torch.cuda.get_device_name()]
+            line |= {"mfu": flops / seconds / WORLD / peak for peak in peaks}
+            line["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         self.clear()
         return {name: float(f"{value:.7g}") for name, value in line.items()}
 
@@ -271,7 +292,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--replicas", type=int, default=1, help="groups of processes that hold the model once each (HSDP)")
     add("--compile", action="store_true", help="compile each block")
     add("--keep-activations", action="store_true", help="faster, needs more memory; the tiny model always does")
-    add("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="processes that read samples, per process")
+    cores = (os.cpu_count() or 2) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    add("--workers", type=int, default=max(1, min(8, cores - 1)), help="processes that read samples, per process")
     add("--dtype", choices=("float32", "bfloat16"), help="of matrix products; bfloat16 on GPUs, else float32")
     add("--export", type=Path, metavar="CHECKPOINT", help="write a run's checkpoint to --out in the official layout; train nothing")
     add("--plan", action="store_true", help="print what a run would need, and train nothing")
@@ -306,7 +328,7 @@ def main() -> None:
         with torch.device("meta"):
             model = Cheers(CheersConfig()) if args.stage else tiny_model()
         freeze(model, recipe)
-        return plan(model, recipe, args, recompute)
+        return plan(model, recipe, args, partial(wrap_blocks, recompute=True, compiled=False))
     if args.export:
         return export(args.export, args.out)
     if recipe.batch % WORLD or WORLD % args.replicas:
@@ -328,10 +350,13 @@ def main() -> None:
     model.to(args.device)
     if not args.init and not args.components:  # a VAE so small that every process trains it alike, on the same pictures
         pictures = data.ToyPictures(args.vae_steps, 2 * recipe.batch, model.config, args.seed)
-        fit("vae", model.vae, replace(recipe, lr=args.lr or 2e-3, steps=args.vae_steps), lambda *_: pictures, vae_step, args)
+        fit("vae", model.vae, replace(recipe, lr=args.lr or 2e-3, steps=args.vae_steps), lambda: pictures, vae_step, args)
+        for tensor in model.vae.state_dict().values() if WORLD > 1 else ():
+            dist.broadcast(tensor, 0)  # kernels on GPUs need not agree to the last bit
         measure_latents(model.vae, pictures)
         model.pixel_decoder.load_state_dict(model.vae.state_dict(), strict=False)
-    shared(lambda: model.save_configuration(args.out, torch.bfloat16))  # what `look` and `export` need besides weights
+    if not (args.out / "config.json").exists():  # what `look` and `export` need besides weights
+        shared(lambda: model.save_configuration(args.out, torch.bfloat16))
     freeze(model, recipe)
     model.train()
     opening = partial(data.open_sources, args.data, args.images, args.out, recipe.mix, model.config.siglip.image_size)
@@ -342,11 +367,7 @@ def main() -> None:
     if args.device.type == "cuda":
         freeze(counted := Cheers.from_configuration(args.out), recipe)
         flops = unit_costs(counted)
-    if args.stage and not args.keep_activations:
-        recompute(model)
-    if args.compile:
-        for block in trained_blocks(model):
-            block.compile(dynamic=True)
+    wrap_blocks(model, bool(args.stage) and not args.keep_activations, args.compile)
     if WORLD > 1:
         shard(model, args.device, args.dtype, args.replicas)
     items = partial(
@@ -358,10 +379,12 @@ def main() -> None:
     if RANK == 0:
         model.save_pretrained(args.out / "model", weights=tensors)
         print(args.out / "model")
+    if WORLD > 1:
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"train.py: {error}")

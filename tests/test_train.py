@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from cheers import Cheers
 from conftest import ROOT
 from data import JsonLines, Mixture, ToySource, collate, make_sample, pack, shuffled
 from plan import bytes_per_process, cost
-from train import PRETRAINING, STAGES, TOY, freeze, learning_rate
+from train import PRETRAINING, STAGES, TOY, freeze, learning_rate, wrap_blocks
 
 TINY = ROOT / "weights" / "tiny"
 
@@ -128,7 +129,8 @@ def test_a_step_is_the_same_for_any_number_of_processes_and_after_a_restart(file
     steps = [alone[step] for step in range(6)]
     shares = [mixture(files, tiny, rank=rank, world=4) for rank in range(4)]
     assert rows(steps) == rows([share[step] for step in range(6) for share in shares])
-    again = mixture(files, tiny, start=4, positions=steps[3].positions)
+    again = mixture(files, tiny)
+    again.go_to(4, steps[3].positions)
     for step in (4, 5):
         for batch, other in zip(steps[step].batches, again[step].batches):
             assert all(torch.equal(getattr(batch, f.name), getattr(other, f.name)) for f in fields(batch))
@@ -263,29 +265,43 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_newest_good_one_taken(finishe
     assert same(weights(out), weights(good)) and len(list(good.glob("damaged-*"))) == 2
 
 
+def test_a_changed_manifest_and_another_run_are_not_gone_on_from(finished, tmp_path):
+    out, common = finished
+    other = tmp_path / "run"
+    subprocess.run(["cp", "-r", out, other], check=True)
+    done = run(other, *common, "--steps", 6, "--seed", 5)
+    assert done.returncode != 0 and "is of a run with another seed" in done.stderr and "Traceback" not in done.stderr
+    manifest = other / "cheers-0000006" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"step": 6', '"step": 5'))
+    done = run(other, *common, "--steps", 6)
+    assert done.returncode == 0 and "the manifest was changed" in done.stderr
+    assert same(weights(out), weights(other))
+
+
 def test_a_full_disk_stops_the_run_and_spares_what_is_good(finished, tmp_path):
     out, common = finished
     full = tmp_path / "run"
     subprocess.run(["cp", "-r", out, full], check=True)
-    import resource
+
 
     def small_files():
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000_000, 20_000_000))
 
     done = run(full, *common, "--steps", 8, preexec_fn=small_files)
-    assert done.returncode != 0 and "cannot save step 8" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode != 0 and "cannot save" in done.stderr and "cheers-0000008" in done.stderr and "Traceback" not in done.stderr
     assert {path.name for path in full.glob("cheers-*")} == {path.name for path in out.glob("cheers-*")}
     succeed(full, *common, "--steps", 8)
 
 
-def test_a_request_to_stop_finishes_the_step_and_saves(files, tmp_path):
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_request_to_stop_finishes_the_step_and_saves(files, tmp_path, ranks):
     common = ("--init", TINY, "--batch", 2, "--steps", 500, "--data", files["generation"])
-    process = subprocess.Popen(command(tmp_path, *common), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command(tmp_path, *common, ranks=ranks), cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "metrics.jsonl").exists():
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 143 and "stopped and saved after step" in said
+    assert process.returncode == (143 if ranks == 1 else 1) and "stopped and saved after step" in said  # 1 is torchrun's
     (saved,) = tmp_path.glob("cheers-*")
     assert int(saved.name[-7:]) == metrics(tmp_path)[-1]["step"]
 
@@ -308,6 +324,26 @@ def test_any_checkpoint_can_be_exported(finished, tmp_path):
     assert done.returncode == 0, done.stderr
     assert same(load_file(tmp_path / "model.safetensors"), weights(out))
     assert Cheers.from_pretrained(tmp_path).tokenizer
+
+
+def test_a_batch_with_nothing_to_learn_is_no_end(tmp_path):
+    (tmp_path / "no.jsonl").write_text('{"conversations": [{"from": "human", "value": "hello"}]}\n{half\n')
+    succeed(tmp_path / "run", "--init", TINY, "--batch", 1, "--steps", 4, "--skip-limit", 1, "--data", tmp_path / "no.jsonl")
+
+
+def test_compiled_and_recomputed_blocks_compute_the_same(tiny):
+    """--compile, and activation checkpointing around it."""
+    mix = Mixture([ToySource(make, 32) for make in data.TOY_MIX], list(data.TOY_MIX.values()), 4, 4, 0, tiny.tokenizer, tiny.config, 9)
+    batch, norms = mix[8].batches[0], []
+    for recompute, compiled in ((False, False), (True, True)):
+        model = Cheers.from_pretrained(TINY, device="cpu", dtype=torch.float32)
+        freeze(model, TOY)
+        wrap_blocks(model, recompute, compiled)
+        torch._dynamo.utils.counters.clear()
+        model.loss(batch).total.backward()
+        norms.append(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+        assert bool(torch._dynamo.utils.counters["stats"]) == compiled  # something was compiled
+    torch.testing.assert_close(norms[0], norms[1], rtol=1e-4, atol=0)
 
 
 def test_damaged_lines_are_skipped_counted_and_listed_and_many_of_them_stop_the_run(files, tmp_path):
