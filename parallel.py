@@ -1,4 +1,4 @@
-"""Many processes: their start, FSDP2 over the model, and checkpoints that are complete or invisible.
+"""Many processes: their start, FSDP2 over the model, checkpoints that are complete or invisible, and metrics.
 
 Everything here works in one process too, where it does nothing. Checkpoints are torch's distributed ones in safetensors files
 (nothing is ever unpickled), written under another name, hashed, then renamed: a kill leaves the last good one untouched.
@@ -15,6 +15,7 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -28,6 +29,8 @@ import qwen
 import siglip
 import vae
 from cheers import Cheers, best_device, read_json, write_json
+from data import Step
+from plan import PEAKS
 
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # torchrun sets them
 BLOCKS = (qwen.Layer, siglip.Layer, cfm_head.Block, vae.ResnetBlock)
@@ -197,3 +200,61 @@ def export(folder: Path, out: Path) -> None:
     model.save_pretrained(out)
 
 
+# ---- metrics ---------------------------------------------------------------------------------------------------
+
+
+def forget(path: Path, phase: str, start: int) -> None:
+    """Drops the lines of steps that will be done again."""
+    if path.exists():
+        whole = path.read_text().rpartition("\n")[0].splitlines()  # a kill leaves half a line
+        kept = [line for line in whole if (c := json.loads(line))["phase"] != phase or c["step"] <= start]
+        unfinished = path.with_suffix(".partial")
+        unfinished.write_text("".join(f"{line}\n" for line in kept))
+        os.replace(unfinished, path)
+
+
+def write_lines(path: Path, lines: list[dict]) -> None:
+    if lines:
+        with open(path, "a") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in lines))
+
+
+class Window:
+    """What is measured between two lines of the metrics, over all processes."""
+
+    def __init__(self, flops: tuple[float, float, float], device: torch.device):
+        self.flops, self.device = flops, device
+        self.clear()
+
+    def clear(self) -> None:
+        self.losses, self.norms, self.counts = {}, [], np.zeros(6)
+        self.began = self.waits_since = time.monotonic()
+
+    def data_arrived(self) -> None:
+        self.counts[0] += time.monotonic() - self.waits_since
+
+    def add(self, item: Step, losses: dict[str, Tensor], norm: Tensor) -> None:
+        self.losses = {name: self.losses.get(name, 0) + pair for name, pair in losses.items()}
+        self.norms.append(norm)
+        self.counts[1:] += [sum(item.seen), *item.tokens, *item.pictures]
+
+    def close(self) -> dict:
+        pairs = total(torch.stack(list(self.losses.values())).cpu().double())      # (losses, 2): sum, count
+        line = {name: float(value / n) for name, (value, n) in zip(self.losses, pairs) if n}
+        if "text" in self.losses:
+            value, n = pairs[1:].sum(0)
+            line |= {"image": float(value / n)} if n else {}
+            line["loss"] = line.get("text", 0.0) + line.get("image", 0.0)
+        seconds = time.monotonic() - self.began
+        waiting, samples, tokens, padded, pictures, painted = total(torch.from_numpy(self.counts)).tolist()
+        line["gradient_norm"] = float(torch.stack(self.norms).mean())
+        line |= {"steps_per_second": len(self.norms) / seconds, "waiting": waiting / WORLD / seconds}
+        if samples:
+            line |= {"samples_per_second": samples / seconds, "padding": 1 - tokens / padded}
+        if self.device.type == "cuda":
+            flops = sum(count * each for count, each in zip((tokens, pictures, painted), self.flops))
+            peaks = [peak for name, peak in PEAKS.items() if name in torch.cuda.get_device_name()]
+            line |= {"mfu": flops / seconds / WORLD / peak for peak in peaks}
+            line["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        self.clear()
+        return {name: float(f"{value:.7g}") for name, value in line.items()}

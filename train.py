@@ -34,9 +34,10 @@ from tqdm import tqdm
 import data
 from cheers import IGNORE, Cheers, CheersConfig
 from parallel import (
-    RANK, WORLD, export, full_tensors, resume, save, say, shard, shared, start_process, total, trained_blocks, training_state,
+    RANK, WORLD, Window, export, forget, full_tensors, resume, save, say, shard, shared, start_process, total, trained_blocks,
+    training_state, write_lines,
 )
-from plan import PEAKS, plan, unit_costs
+from plan import plan, unit_costs
 from tiny import PACES, look, measure_latents, tiny_model, vae_step
 
 
@@ -109,13 +110,20 @@ def compute(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
             yield
 
 
+class Recomputed:
+    """Activation checkpointing: the backward pass computes a block's inside again instead of keeping it."""
+
+    def forward(self, *inputs):
+        return checkpoint(super().forward, *inputs, use_reentrant=False)
+
+
 def wrap_blocks(model: Cheers, recompute: bool, compiled: bool) -> None:
-    """Compilation, and activation checkpointing: the backward pass computes each block's inside again instead of keeping it."""
+    kinds = {kind: type(f"Recomputed{kind.__name__}", (Recomputed, kind), {}) for kind in map(type, trained_blocks(model))}
     for block in trained_blocks(model):
-        if compiled:
-            block.forward = torch.compile(block.forward, dynamic=True)
         if recompute:
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+            block.__class__ = kinds[type(block)]
+        if compiled:
+            block.compile(dynamic=True)
 
 
 # ---- the loop --------------------------------------------------------------------------------------------------
@@ -199,69 +207,12 @@ def ignore_signals(_worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def forget(path: Path, phase: str, start: int) -> None:
-    """Drops the lines of steps that will be done again."""
-    if path.exists():
-        whole = path.read_text().rpartition("\n")[0].splitlines()  # a kill leaves half a line
-        kept = [line for line in whole if (c := json.loads(line))["phase"] != phase or c["step"] <= start]
-        unfinished = path.with_suffix(".partial")
-        unfinished.write_text("".join(f"{line}\n" for line in kept))
-        os.replace(unfinished, path)
-
-
-def write_lines(path: Path, lines: list[dict]) -> None:
-    if lines:
-        with open(path, "a") as file:
-            file.write("".join(json.dumps(line) + "\n" for line in lines))
-
-
 def check_damage(sources: list, seen: np.ndarray, damaged: np.ndarray, args: argparse.Namespace) -> None:
     """Raises ValueError when too large a share of a source's lines (of one pass or 10,000 at least) is damaged."""
     for source, read, bad in zip(sources, seen, damaged):
         if bad > args.skip_limit * max(read, min(source.lines, 10_000)):
             raise ValueError(f"{bad} of {read} lines of {source.name} are damaged, see {args.out / 'skipped.jsonl'}; "
                              "mend them or raise --skip-limit")
-
-
-class Window:
-    """What is measured between two lines of the metrics, over all processes."""
-
-    def __init__(self, flops: tuple[float, float, float], device: torch.device):
-        self.flops, self.device = flops, device
-        self.clear()
-
-    def clear(self) -> None:
-        self.losses, self.norms, self.counts = {}, [], np.zeros(6)
-        self.began = self.waits_since = time.monotonic()
-
-    def data_arrived(self) -> None:
-        self.counts[0] += time.monotonic() - self.waits_since
-
-    def add(self, item: data.Step, losses: dict[str, Tensor], norm: Tensor) -> None:
-        self.losses = {name: self.losses.get(name, 0) + pair for name, pair in losses.items()}
-        self.norms.append(norm)
-        self.counts[1:] += [sum(item.seen), *item.tokens, *item.pictures]
-
-    def close(self) -> dict:
-        pairs = total(torch.stack(list(self.losses.values())).cpu().double())      # (losses, 2): sum, count
-        line = {name: float(value / n) for name, (value, n) in zip(self.losses, pairs) if n}
-        if "text" in self.losses:
-            value, n = pairs[1:].sum(0)
-            line |= {"image": float(value / n)} if n else {}
-            line["loss"] = line.get("text", 0.0) + line.get("image", 0.0)
-        seconds = time.monotonic() - self.began
-        waiting, samples, tokens, padded, pictures, painted = total(torch.from_numpy(self.counts)).tolist()
-        line["gradient_norm"] = float(torch.stack(self.norms).mean())
-        line |= {"steps_per_second": len(self.norms) / seconds, "waiting": waiting / WORLD / seconds}
-        if samples:
-            line |= {"samples_per_second": samples / seconds, "padding": 1 - tokens / padded}
-        if self.device.type == "cuda":
-            flops = sum(count * each for count, each in zip((tokens, pictures, painted), self.flops))
-            peaks = [peak for name, peak in PEAKS.items() if name in torch.cuda.get_device_name()]
-            line |= {"mfu": flops / seconds / WORLD / peak for peak in peaks}
-            line["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        self.clear()
-        return {name: float(f"{value:.7g}") for name, value in line.items()}
 
 
 # ---- command line ----------------------------------------------------------------------------------------------
