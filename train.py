@@ -306,8 +306,8 @@ def main() -> None:
             dist.broadcast(tensor, 0)  # kernels on GPUs need not agree to the last bit
         measure_latents(model.vae, pictures)
         model.pixel_decoder.load_state_dict(model.vae.state_dict(), strict=False)
-    if not (args.out / "config.json").exists():  # what `look` and `export` need besides weights
-        shared(lambda: model.save_configuration(args.out, torch.bfloat16))
+    config = args.out / "config.json"  # what `look` and `export` need besides weights
+    shared(lambda: config.exists() or model.save_configuration(args.out, torch.bfloat16))
     freeze(model, recipe)
     model.train()
     opening = partial(data.open_sources, args.data, args.images, args.out, recipe.mix, model.config.siglip.image_size)
