@@ -130,12 +130,16 @@ def seal(manifest: dict) -> str:
 
 def damage(folder: Path) -> str:
     """What is wrong with a checkpoint; empty when the manifest has its seal and every file is what the manifest says."""
-    try:
-        manifest = read_json(folder / "manifest.json")
-        if manifest["seal"] != seal(manifest):
-            return "the manifest was changed"
-    except (OSError, ValueError, KeyError) as error:
-        return str(error)
+
+    def read() -> dict | str:
+        try:
+            manifest = read_json(folder / "manifest.json")
+            return manifest if manifest["seal"] == seal(manifest) else "the manifest was changed"
+        except (OSError, ValueError, KeyError) as error:
+            return str(error)
+
+    if isinstance(manifest := shared(read), str):
+        return manifest
     wanted = manifest["files"]
     found = hashes(folder, sorted(wanted)[RANK::WORLD])
     wrong = sorted(name for name in wanted if found[name] != wanted[name])
