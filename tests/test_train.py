@@ -356,7 +356,7 @@ def test_damaged_lines_are_skipped_counted_and_listed_and_many_of_them_stop_the_
     lines = files["generation"].read_text().splitlines()
     content = json.loads(lines[0]) | {"image": "nowhere.png"}
     (tmp_path / "some.jsonl").write_text("\n".join([*lines[1:], "{half a line", json.dumps(content)]) + "\n")
-    common = ("--init", TINY, "--batch", 10, "--steps", 4, "--images", files["generation"].parent, "--data", tmp_path / "some.jsonl")
+    common = ("--init", TINY, "--batch", 41, "--steps", 1, "--images", files["generation"].parent, "--data", tmp_path / "some.jsonl")
     lines = succeed(tmp_path / "a", *common, "--skip-limit", 0.2)
     listed = [json.loads(line) for line in (tmp_path / "a" / "skipped.jsonl").read_text().splitlines()]
     assert {entry["line"] for entry in listed} == {39, 40} and "nowhere.png" in str(listed)
