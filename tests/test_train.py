@@ -219,15 +219,18 @@ def test_kills_leave_no_trace_in_the_weights(files, tmp_path, request):
     common = ("--init", TINY, "--steps", 12, "--batch", 4, "--save-every", 2, "--lr", 1e-4,
               "--data", files["generation"], files["understanding"], files["text_only"])
     succeed(tmp_path / "whole", *common, ranks=2)
-    kills, dice, moments = request.config.getoption("--kills"), random.Random(0), []
-    while len(moments) < kills:
+    dice, killed = random.Random(0), tmp_path / "killed"
+
+    def newest() -> str:
+        return max((path.name for path in killed.glob("cheers-*")), default="")
+
+    for kill in range(request.config.getoption("--kills")):
         process = subprocess.Popen(command(tmp_path / "killed", *common, ranks=2, restarts=3), cwd=ROOT, start_new_session=True,
                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        begun = len(list((tmp_path / "killed").glob("cheers-*")))
-        while process.poll() is None and len(list((tmp_path / "killed").glob("cheers-*"))) == begun:
-            time.sleep(0.05)  # until it has saved once more
-        time.sleep(dice.uniform(0, 1.5))
-        moments.append(time.time())
+        begun, inside = newest(), kill % 2 == 0  # inside a save, or else some time after one
+        while process.poll() is None and not ((killed / ".partial").exists() if inside else newest() > begun):
+            time.sleep(0.002)
+        time.sleep(0 if inside else dice.uniform(0, 1.5))
         workers = subprocess.run(["pgrep", "-f", f"train.py.*{tmp_path / 'killed'}"], capture_output=True, text=True).stdout.split()
         if dice.random() < 0.5:  # one worker: torchrun starts all of them again
             for pid in [pid for pid in workers if int(pid) != process.pid][:1]:
