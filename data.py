@@ -121,12 +121,12 @@ def draw_heatmaps(times: list[float], gates: list[Tensor], tile: int = 96) -> Im
     """Figure 5a: |G| at every position, one tile per step in reading order, t written below."""
     maps = torch.stack(gates).abs().float().cpu().numpy()                          # (steps, h, w)
     maps = (maps - maps.min()) / max(maps.max() - maps.min(), 1e-12)
-    columns = math.ceil(math.sqrt(len(maps)))
-    sheet = Image.new("RGB", (columns * (tile + 4), math.ceil(len(maps) / columns) * (tile + 16)), "white")
+    columns, high = math.ceil(math.sqrt(len(maps))), round(tile * maps.shape[1] / maps.shape[2])
+    sheet = Image.new("RGB", (columns * (tile + 4), math.ceil(len(maps) / columns) * (high + 16)), "white")
     for i, (t, values) in enumerate(zip(times, maps)):
-        left, top = i % columns * (tile + 4), i // columns * (tile + 16)
-        sheet.paste(Image.fromarray(heat(values)).resize((tile, tile), Image.Resampling.NEAREST), (left, top))
-        ImageDraw.Draw(sheet).text((left, top + tile + 2), f"t = {t:.2f}", fill="black")
+        left, top = i % columns * (tile + 4), i // columns * (high + 16)
+        sheet.paste(Image.fromarray(heat(values)).resize((tile, high), Image.Resampling.NEAREST), (left, top))
+        ImageDraw.Draw(sheet).text((left, top + high + 2), f"t = {t:.2f}", fill="black")
     return sheet
 
 

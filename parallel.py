@@ -192,7 +192,7 @@ def resume(out: Path, phase: str, state: dict[str, Tensor], run: dict) -> dict:
                              "or train its model further with --init")
         load(folder, state)
         return manifest
-    return {"step": 0, "positions": {}, "taken": [[0] * len(run["lines"])] * 2}
+    return {"step": 0, "positions": {}, "taken": [[0] * len(run["data"])] * 2}
 
 
 def export(folder: Path, out: Path) -> None:

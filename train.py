@@ -142,7 +142,7 @@ def fit(
     optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True)
     state = training_state(model, optimizer)
     items = make_items()
-    run = {"stage": args.stage, "seed": args.seed, "batch": recipe.batch, "lines": {s.name: s.lines for s in items.sources}}
+    run = {"stage": args.stage, "seed": args.seed, "batch": recipe.batch, "data": {s.name: s.lines for s in items.sources}}
     manifest = resume(args.out, phase, state, run)
     start = saved = manifest["step"]
     items.go_to(start, manifest["positions"])
@@ -227,8 +227,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--images", type=Path, metavar="DIR", help="where pictures are; the folder of their file when left out")
     add("--init", metavar="NAME|FOLDER", help="checkpoint to train further; the tiny model from nothing when left out")
     add("--components", nargs=3, metavar=("QWEN", "SIGLIP", "VAE"), help="a fresh start: two names or folders and ae.safetensors")
-    add("--out", type=Path, default=Path("runs/tiny"), metavar="DIR", help="a run that is there already goes on")
-    add("--steps", type=int)
+    add("--out", type=Path, default=Path("runs/tiny"), metavar="DIR", help="a run that is there already goes on (runs/tiny)")
+    add("--steps", type=int, help="steps in all; the recipe's when left out, as --batch, --lr, --schedule and --parts")
     add("--vae-steps", type=int, default=3_000, help="steps of the tiny model's VAE, before everything else")
     add("--batch", type=int, help="samples per step, of all processes together")
     add("--micro-batch", type=int, help="samples at a time per process")
