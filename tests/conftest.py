@@ -90,4 +90,4 @@ def rows(tensor: torch.Tensor) -> list[list[int]]:
 
 
 def pytest_addoption(parser):
-    parser.addoption("--kills", type=int, default=2, help="how often the kill test kills")
+    parser.addoption("--kills", type=int, default=1, help="how often the kill test kills")
