@@ -198,9 +198,11 @@ def expand(ids: list[int], counts: list[int], config: CheersConfig, labels: list
 
 
 def make_sample(
-    turns: list[dict], pictures: list[Image.Image], tokenizer: Tokenizer, config: CheersConfig, rng: np.random.Generator
+    turns: list[dict], pictures: list[Image.Image], tokenizer: Tokenizer, config: CheersConfig, rng: np.random.Generator,
+    shift: float = 1.0,
 ) -> Sample:
-    """One conversation with its pictures -> a sample: pictures at the model's side, noise and t of each, text dropout."""
+    """One conversation with its pictures -> a sample: pictures at the model's side, noise and t of each, text dropout. Times
+    are uniform in (0, 1), then shifted as in sampling."""
     side = config.siglip.image_size
     grid = side // config.vae.factor
     ids, labels = encode_conversation(turns, tokenizer, config)
@@ -217,7 +219,8 @@ def make_sample(
     noise = [
         torch.from_numpy(rng.standard_normal((config.vae.latent_channels, grid, grid), dtype=np.float32)) for _ in pictures
     ]
-    t = [float(rng.random(dtype=np.float32)) if paint else 1.0 for paint in painted]
+    uniform = [float(rng.random(dtype=np.float32)) for _ in painted]
+    t = [shift * u / (1 + (shift - 1) * u) if paint else 1.0 for u, paint in zip(uniform, painted)]
     return Sample(ids, labels, pixels, noise, t)
 
 
@@ -350,11 +353,11 @@ class Mixture(Dataset):
 
     def __init__(
         self, sources: list, weights: list[float], batch: int, micro: int, seed: int, tokenizer: Tokenizer,
-        config: CheersConfig, steps: int, rank: int = 0, world: int = 1,
+        config: CheersConfig, steps: int, shift: float = 1.0, rank: int = 0, world: int = 1,
     ):
         self.sources, self.weights = sources, np.array(weights) / sum(weights)
         self.batch, self.micro, self.seed, self.steps = batch, micro, seed, steps
-        self.tokenizer, self.config, self.rank, self.world = tokenizer, config, rank, world
+        self.tokenizer, self.config, self.shift, self.rank, self.world = tokenizer, config, shift, rank, world
         self.go_to(0, {})
 
     def go_to(self, step: int, positions: dict[str, int]) -> None:
@@ -390,7 +393,7 @@ class Mixture(Dataset):
             seen[k] += 1
             try:
                 turns, pictures = source.read(line, rng, step / self.steps)
-                samples.append(make_sample(turns, pictures, self.tokenizer, self.config, rng))
+                samples.append(make_sample(turns, pictures, self.tokenizer, self.config, rng, self.shift))
             except Exception as error:  # a damaged line can be damaged in any way; the run stops when there are many
                 damaged[k] += 1
                 skipped.append({"source": source.name, "line": line, "reason": f"{type(error).__name__}: {error}"})

@@ -54,6 +54,7 @@ class Recipe:
     steps: int
     mix: dict[str, float]           # shares of the kinds of samples
     parts: tuple[str, ...] = ("",)  # beginnings of the names of what is trained; the VAE never is
+    shift: float = 1.0              # α of the times: uniform for 1 (the paper); below, more of them where pictures begin
 
 
 ALIGNMENT = {"understanding": 4.5, "generation": 13}  # 4.5 M captions, 1.3 M pictures ten times
@@ -65,7 +66,8 @@ STAGES = {
     3: Recipe(4e-5, "constant", 512, 65_000, PRETRAINING),
     4: Recipe(2e-5, "cosine", 128, 30_000, {"understanding": 1, "generation": 1}),
 }
-TOY = Recipe(1e-3, "cosine", 16, 20_000, PRETRAINING)
+# What a picture will hold is decided early; where little can be trained, that is what it must be spent on.
+TOY = Recipe(1e-3, "cosine", 16, 20_000, PRETRAINING, shift=0.25)
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
@@ -323,7 +325,7 @@ def main() -> None:
         shard(model, args.device, args.dtype, args.replicas)
     items = partial(
         data.Mixture, sources, weights, recipe.batch, args.micro_batch or recipe.batch, args.seed, model.tokenizer, model.config,
-        recipe.steps, RANK, WORLD,
+        recipe.steps, recipe.shift, RANK, WORLD,
     )
     fit("cheers", model, recipe, items, cheers_step, args, lambda step: {} if args.data else look(model, args.out, step), flops)
     tensors = full_tensors(model, torch.bfloat16)

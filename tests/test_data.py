@@ -106,6 +106,14 @@ def test_text_dropout_keeps_structure_and_has_no_text_loss(tiny):
     assert drop_text([-200, 5, special.image], tiny.config) == [-200, special.no_mean, special.image]
 
 
+def test_times_can_lean_towards_the_beginning(tiny):
+    turns, picture = [human("a circle"), gpt(PAINT)], Image.new("RGB", (32, 32))
+    uniform, early = (np.array([make_sample(turns, [picture], tiny.tokenizer, tiny.config, np.random.default_rng(k), shift).t[0]
+                                for k in range(200)]) for shift in (1.0, 0.25))
+    assert abs(uniform.mean() - 0.5) < 0.06
+    assert np.allclose(early, 0.25 * uniform / (1 - 0.75 * uniform)) and (early < 0.2).mean() > 0.4
+
+
 def toy_sample(line: int, tiny):
     rng = np.random.default_rng([line, 3])
     make = list(TOY_MIX)[rng.choice(len(TOY_MIX), p=list(TOY_MIX.values()))]
