@@ -75,8 +75,8 @@ def extend(model: Cheers, prefix: Prefix | None, rows: list[list[int]], visuals:
     if prefix:
         mask = torch.cat([prefix.real[:, None, None].expand(-1, 1, ids.shape[1], -1), mask], dim=-1)
         real, positions = torch.cat([prefix.real, real], dim=1), prefix.real.sum(1, keepdim=True) + new
-    if real.shape[1] > (limit := model.config.qwen.max_position_embeddings):
-        raise ValueError(f"the prompt is too long: {real.shape[1]} tokens, the model takes {limit}; shorten it")
+    if (longest := int(real.sum(1).max())) > (limit := model.config.qwen.max_position_embeddings):
+        raise ValueError(f"the prompt is too long: {longest} tokens, the model takes {limit}; shorten it")
     embeddings = model.embed(ids, torch.cat(visuals) if visuals else None)         # (R, L, C)
     hidden, past = model.qwen(embeddings, positions, mask, prefix and prefix.past)
     return Prefix(past, real, hidden[torch.arange(len(rows), device=model.device), lengths - 1])
@@ -244,42 +244,63 @@ def choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Ge
 
 
 def stream(
-        model: Cheers, prompt: Prompt, images: Pictures | None, max_new_tokens: int, temperature: float, top_p: float,
-        seed: int | None, picture_tokens: int = 0, paint: Callable | None = None) -> Iterator[int | Tensor]:
-    """Token ids of an answer, as they come, the end of the turn not included. When a token opens a picture and `paint`
-    is given, paint(ids so far, visual tokens so far) -> final latents (1, z', h, w) are yielded, the answer's context
-    gets their visual tokens at t = 1 (picture_tokens with `<im_end>`), and it goes on."""
+        model: Cheers, prompts: list[Prompt], images: list[Pictures] | None, max_new_tokens: int, temperature: float,
+        top_p: float, seed: int | None, picture_tokens: int = 0, paint: Callable | None = None
+) -> Iterator[tuple[int, int | Tensor]]:
+    """Token ids of R answers as they come, each with its row 0 … R-1, the ends of the turns not included.
+
+    When a token opens a picture and `paint` is given, paint(ids so far, visual tokens so far) -> final latents
+    (1, z', h, w) come in its place, the answer's context gets their visual tokens at t = 1 (picture_tokens with
+    `<im_end>`), and it goes on."""
     if not 0 <= temperature < math.inf or not 0 < top_p <= 1 or max_new_tokens < 1:
         raise ValueError("temperature must be at least 0, top_p in (0, 1], and the number of new tokens at least 1")
     special, room = model.config.special, model.config.qwen.max_position_embeddings
-    generator = torch.Generator().manual_seed(secrets.randbits(32) if seed is None else seed)
-    _, visuals = look(model, () if images is None else images, model.config.siglip.image_size)
-    ids = prompt_ids(model, prompt, visuals, painting=False)
-    prefix = extend(model, None, [ids], visuals)
+    seed = secrets.randbits(32) if seed is None else seed
+    generators = [torch.Generator().manual_seed(seed + k) for k in range(len(prompts))]
+    visuals = [look(model, p, model.config.siglip.image_size)[1] for p in images or [()] * len(prompts)]
+    rows = [prompt_ids(model, prompt, v, painting=False) for prompt, v in zip(prompts, visuals, strict=True)]
+    prefix, new, seen, live = None, rows, sum(visuals, []), list(range(len(rows)))
     for _ in range(max_new_tokens):
-        logits = model.qwen.logits(prefix.hidden)[0]
-        if paint:  # only a painted picture may stand at a placeholder
-            logits[[token for token in (special.image, special.image_gen, special.image_end) if token >= 0]] = -math.inf
-        token = choose(logits, temperature, top_p, generator)
-        if token == special.end_of_turn or len(ids) + picture_tokens * (token == special.image_start) >= room:
+        if not live:
             return
-        new, painted = [token], []
-        if token == special.image_start and paint:
-            yield (latents := paint(ids + new, visuals))
-            painted = [model.tokenize_image(latents)[0][0]]
-            new += [special.image] * len(painted[0]) + [special.image_end]
-        else:
-            yield token
-        ids, visuals, prefix = ids + new, visuals + painted, extend(model, prefix, [new], painted)
+        prefix = extend(model, prefix, new, seen)
+        logits = model.qwen.logits(prefix.hidden)                                  # (R, vocabulary)
+        if paint:  # only a painted picture may stand at a placeholder
+            logits[:, [token for token in (special.image, special.image_gen, special.image_end) if token >= 0]] = -math.inf
+        new, seen = [[] for _ in rows], []                                         # padding for rows that have ended
+        for k in live:
+            token = choose(logits[k], temperature, top_p, generators[k])
+            opens = token == special.image_start
+            if token == special.end_of_turn or len(rows[k]) + picture_tokens * opens >= room:
+                continue
+            new[k] = [token]
+            if opens and paint:
+                yield k, (latents := paint(rows[k] + new[k], visuals[k]))
+                seen.append(model.tokenize_image(latents)[0][0])
+                new[k] += [special.image] * len(seen[-1]) + [special.image_end]
+                visuals[k] = [*visuals[k], seen[-1]]
+            else:
+                yield k, token
+            rows[k] = rows[k] + new[k]
+        live = [k for k in live if new[k]]
 
 
 @torch.inference_mode()
-def generate_text(
-        model: Cheers, prompt: Prompt, images: Pictures | None = None, *, max_new_tokens: int = 512,
-        temperature: float = 0.0, top_p: float = 1.0, seed: int | None = None) -> str | list[int]:
-    """Answers a prompt about pictures: text in, text out; ids in, ids out (the end of the turn not included)."""
-    ids = list(stream(model, prompt, images, max_new_tokens, temperature, top_p, seed))
-    return ids if is_ids(prompt) else model.tokenizer.decode(ids).strip()
+def generate_texts(
+        model: Cheers, prompts: list[Prompt], images: list[Pictures] | None = None, *, max_new_tokens: int = 512,
+        temperature: float = 0.0, top_p: float = 1.0, seed: int | None = None) -> list[str | list[int]]:
+    """Answers prompts of any lengths in one batch: text in, text out; ids in, ids out (the end of the turn not included).
+
+    images: a list of pictures for each prompt. Answer k is drawn with seed + k, as if it were alone."""
+    answers = [[] for _ in prompts]
+    for k, token in stream(model, prompts, images, max_new_tokens, temperature, top_p, seed):
+        answers[k].append(token)
+    return [ids if is_ids(prompt) else model.tokenizer.decode(ids).strip() for prompt, ids in zip(prompts, answers)]
+
+
+def generate_text(model: Cheers, prompt: Prompt, images: Pictures | None = None, **settings) -> str | list[int]:
+    """Answers one prompt about pictures; settings are those of `generate_texts`."""
+    return generate_texts(model, [prompt], None if images is None else [images], **settings)[0]
 
 
 @torch.inference_mode()
@@ -304,7 +325,8 @@ def converse(
 
     decoder = DecodeStream(skip_special_tokens=True)  # holds back bytes that are not a character yet
     picture_tokens = shape[1] * shape[2] // 4 + 1     # and `<im_end>`
-    for piece in stream(model, messages, images, max_new_tokens, temperature, top_p, seed, picture_tokens, paint):
+    pictures = None if images is None else [images]
+    for _, piece in stream(model, [messages], pictures, max_new_tokens, temperature, top_p, seed, picture_tokens, paint):
         if isinstance(piece, Tensor):
             yield to_picture(model.decode_image(piece)[0])
         elif text := decoder.step(model.tokenizer.backend, piece):

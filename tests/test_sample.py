@@ -11,7 +11,7 @@ from PIL import Image
 
 from conftest import ROOT, close, rows
 from data import draw_curve, draw_heatmaps, intensities
-from sample import choose, converse, generate_images, generate_text, schedule, seeded_noise
+from sample import choose, converse, generate_images, generate_text, generate_texts, schedule, seeded_noise
 
 
 # ---- the flow
@@ -180,6 +180,19 @@ def test_top_p_keeps_the_smallest_set_of_likely_tokens():
 def test_one_seed_one_answer(tiny):
     answers = [generate_text(tiny, "What is two plus three?", temperature=3.0, max_new_tokens=12, seed=s) for s in (1, 1, 2)]
     assert answers[0] == answers[1] != answers[2]
+
+
+def test_answers_of_a_batch_equal_each_alone(tiny):
+    """Prompts of different lengths with none, one and two pictures; their answers end at different steps."""
+    red, blue = Image.new("RGB", (32, 32), "red"), Image.new("RGB", (20, 32), "blue")
+    prompts = ["What is two plus three?", "What color is the background?", "Write: a red circle left of a blue square", "Hm?"]
+    images = [[], [red], [], [red, blue]]
+    alone = [generate_text(tiny, *pair, max_new_tokens=24) for pair in zip(prompts, images)]
+    assert generate_texts(tiny, prompts, images, max_new_tokens=24) == alone and len(set(map(len, alone))) > 1
+    drawn = dict(max_new_tokens=8, temperature=1.0, top_p=0.9)
+    alone = [generate_text(tiny, *pair, seed=5 + k, **drawn) for k, pair in enumerate(zip(prompts, images))]
+    assert generate_texts(tiny, prompts, images, seed=5, **drawn) == alone
+    assert generate_texts(tiny, []) == []
 
 
 def test_an_answer_paints_where_it_opens_a_picture_and_goes_on(tiny, monkeypatch):
