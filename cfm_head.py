@@ -64,7 +64,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, time: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         chunks = self.modulation(time).float()[:, None].chunk(6, dim=-1)           # 6 × (B, 1, C)
         shift_attention, scale_attention, gate_attention, shift_mlp, scale_mlp, gate_mlp = chunks
-        h, _ = self.attention(modulate(self.norm_attention(x), shift_attention, scale_attention), rotary)
+        h = self.attention(modulate(self.norm_attention(x), shift_attention, scale_attention), rotary)
         x = (x.float() + gate_attention * h).to(x.dtype)                           # (B, n, C)
         h = self.mlp(modulate(self.norm_mlp(x), shift_mlp, scale_mlp))
         return (x.float() + gate_mlp * h).to(x.dtype)                              # (B, n, C)

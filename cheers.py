@@ -261,7 +261,7 @@ class Cheers(nn.Module):
             positions = positions - begins.cummax(1).values
         x = self.embed(batch.ids, visual_tokens)                                   # (B, L, C)
         # Padding needs no mask: it is on the right, where causal attention never looks.
-        hidden, _ = self.qwen(x, positions, attention_mask(is_image, batch.segments))  # (B, L, C)
+        hidden = self.qwen(x, positions, attention_mask(is_image, batch.segments)) # (B, L, C)
 
         # L_AR = -log P(y_l | y_<l, C): the hidden state before a token predicts it
         text = image = 0 * hidden.float().sum()  # in case there is nothing to learn, also without gradient to give

@@ -35,7 +35,7 @@ def cost(model: Cheers, length: int, pictures: int, painted: int, supervised: in
                 tokens, details = model.tokenize_image(model.encode_image(torch.zeros(pictures, 3, side, side)))
                 x = torch.cat([tokens.reshape(1, -1, c.qwen.hidden_size), x], dim=1)
             mask = attention_mask(torch.zeros(1, length, dtype=torch.bool))
-            hidden, _ = model.qwen(x, torch.arange(length)[None], mask)
+            hidden = model.qwen(x, torch.arange(length)[None], mask)
             if painted:
                 h = hidden[:, : painted * m].reshape(painted, m, -1)
                 outputs.append(model.velocity(h, torch.zeros(painted), details[:painted]).float().sum())

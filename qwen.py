@@ -17,8 +17,6 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-KeyValues = list[tuple[Tensor, Tensor]]  # per layer: rotated keys and values, (B, M, K, D) each
-
 
 @dataclass
 class QwenConfig:
@@ -70,18 +68,18 @@ class Attention(nn.Module):
         self.k_proj, self.v_proj = (nn.Linear(width, key_value_heads * self.head_width, bias=bias) for _ in range(2))
         self.o_proj = nn.Linear(heads * self.head_width, width, bias=False)
 
-    def forward(self, x, rotary, mask=None, past=None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def forward(self, x, rotary, mask=None, memory=None) -> Tensor:
         q, k, v = (f(x).unflatten(-1, (-1, self.head_width)) for f in (self.q_proj, self.k_proj, self.v_proj))
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))                        # (B, N or M, L, D)
         q, k = rotate(q, rotary), rotate(k, rotary)
-        if past is not None:
-            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)     # (B, M, K, D)
-        past = k, v
+        if memory is not None:  # (2, B, M, K, D), the last L places are for the new keys and values
+            memory[:, :, :, -k.shape[2] :] = torch.stack([k, v])
+            k, v = memory                                                             # (B, M, K, D)
         if q.is_cuda and mask is not None:  # the fast kernels there take a mask or grouped heads, not both
-            k, v = (part.repeat_interleave(q.shape[1] // part.shape[1], dim=1) for part in past)
+            k, v = (part.repeat_interleave(q.shape[1] // part.shape[1], dim=1) for part in (k, v))
         # softmax(q kᵀ / √D + log mask) v, every group of N/M query heads with its own key/value head
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)  # (B, N, L, D)
-        return self.o_proj(x.transpose(1, 2).flatten(2)), past                        # (B, L, C)
+        return self.o_proj(x.transpose(1, 2).flatten(2))                              # (B, L, C)
 
 
 class SwiGLU(nn.Module):
@@ -103,10 +101,9 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(width, config.rms_norm_eps)
         self.mlp = SwiGLU(width, config.intermediate_size)
 
-    def forward(self, x, rotary, mask, past) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        attended, key_values = self.self_attn(self.input_layernorm(x), rotary, mask, past)
-        x = x + attended
-        return x + self.mlp(self.post_attention_layernorm(x)), key_values
+    def forward(self, x, rotary, mask, memory) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotary, mask, memory)
+        return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class Qwen(nn.Module):
@@ -117,19 +114,23 @@ class Qwen(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None = None,
-                past: KeyValues | None = None) -> tuple[Tensor, KeyValues]:
-        """Embeddings x (B, L, C) at positions (B, L), after the `past` -> hidden states (B, L, C), keys and values.
+    def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None = None, memory: Tensor | None = None) -> Tensor:
+        """Embeddings x (B, L, C) at positions (B, L) -> hidden states (B, L, C).
 
-        mask: bool (B, 1, L, K), True where a query may look; None lets every query see every key. The returned keys
-        and values hold past and new tokens; a caller that must not remember the new ones drops them."""
+        mask: bool (B, 1, L, K), True where a query may look; None lets every query see every key.
+        memory: (layers, 2, B, M, K, D), rotated keys and values of K - L earlier tokens; those of x are written into its
+        last L places. Pass a view of a larger tensor to go on behind it, or the same places again to forget x."""
         head_width = self.config.hidden_size // self.config.num_attention_heads
         rotary = rotary_angles(positions, head_width, self.config.rope_theta)
-        key_values = []
         for i, layer in enumerate(self.layers):
-            x, new = layer(x, rotary, mask, past[i] if past else None)             # (B, L, C)
-            key_values.append(new)
-        return self.norm(x), key_values
+            x = layer(x, rotary, mask, None if memory is None else memory[i])      # (B, L, C)
+        return self.norm(x)
+
+    def empty_memory(self, rows: int) -> Tensor:
+        """(layers, 2, B, M, 0, D)."""
+        c, weight = self.config, self.norm.weight
+        width = c.hidden_size // c.num_attention_heads
+        return weight.new_empty(c.num_hidden_layers, 2, rows, c.num_key_value_heads, 0, width)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(…, C) -> (…, vocabulary): the language model head is the embedding table itself (tied)."""

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from cheers import Cheers, attention_mask, best_device
 from data import LOOK, draw_curve, draw_heatmaps, drop_text, expand, fit_inside, intensities
 from data import open_picture, to_picture, to_pixels, to_rgb
-from qwen import KeyValues, chat
+from qwen import chat
 
 PUBLISHED = {"steps": 80, "guidance": 9.5, "shift": 0.5}  # the release's README
 SOURCE_SHARE = 0.1  # editing starts at 0.1·z_source + 0.9·noise
@@ -58,7 +58,7 @@ def schedule(steps: int, shift: float, grid: str = "exact", start: float = 0.0) 
 class Prefix:
     """What the language model remembers of R prompts, padded on the right to K tokens."""
 
-    past: KeyValues
+    memory: Tensor      # (layers, 2, R, …, at least K, …), keys and values
     real: Tensor        # (R, K) bool, False at padding
     hidden: Tensor      # (R, C), of each prompt's last token
 
@@ -72,14 +72,17 @@ def extend(model: Cheers, prefix: Prefix | None, rows: list[list[int]], visuals:
     ids = torch.tensor(list(itertools.zip_longest(*rows, fillvalue=0)), device=model.device).T  # (R, L), padded
     new = torch.arange(ids.shape[1], device=model.device).expand_as(ids)           # (R, L)
     mask, real, positions = attention_mask(model.is_image(ids) & (new >= causal)), new < lengths[:, None], new
+    memory = prefix.memory if prefix else model.qwen.empty_memory(len(rows))
     if prefix:
         mask = torch.cat([prefix.real[:, None, None].expand(-1, 1, ids.shape[1], -1), mask], dim=-1)
         real, positions = torch.cat([prefix.real, real], dim=1), prefix.real.sum(1, keepdim=True) + new
     if (longest := int(real.sum(1).max())) > (limit := model.config.qwen.max_position_embeddings):
         raise ValueError(f"the prompt is too long: {longest} tokens, the model takes {limit}; shorten it")
+    if (room := memory.shape[4]) < (tokens := real.shape[1]):  # twice what is needed, so that it grows rarely
+        memory = F.pad(memory, (0, 0, 0, 2 * tokens - room))
     embeddings = model.embed(ids, torch.cat(visuals) if visuals else None)         # (R, L, C)
-    hidden, past = model.qwen(embeddings, positions, mask, prefix and prefix.past)
-    return Prefix(past, real, hidden[torch.arange(len(rows), device=model.device), lengths - 1])
+    hidden = model.qwen(embeddings, positions, mask, memory[..., :tokens, :])      # (R, L, C)
+    return Prefix(memory, real, hidden[torch.arange(len(rows), device=model.device), lengths - 1])
 
 
 @dataclass
@@ -102,11 +105,12 @@ def denoise(model: Cheers, prefix: Prefix, latents: Tensor, guidance: float, tim
     branches, m = len(prefix.real) // len(latents), grid[0] * grid[1]
     positions = prefix.real.sum(1, keepdim=True) + torch.arange(m, device=model.device)  # (R, m)
     mask = F.pad(prefix.real, (0, m), value=True)[:, None, None].expand(-1, 1, m, -1)  # (R, 1, m, K+m)
+    memory = F.pad(prefix.memory[..., : prefix.real.shape[1], :], (0, 0, 0, m))    # each step writes the same m places
     z = latents.float()
     bar = tqdm(times.tolist(), "painting", unit="step", disable=not progress, dynamic_ncols=True)
     for t, delta in zip(bar, deltas.tolist()):
         tokens, details = (x.repeat(branches, 1, 1) for x in model.tokenize_image(z))  # (R, m, C), (R, n, V)
-        hidden, _ = model.qwen(tokens, positions, mask, prefix.past)               # (R, m, C)
+        hidden = model.qwen(tokens, positions, mask, memory)                       # (R, m, C)
         velocity, gate = model.head(hidden, z.new_full(hidden.shape[:1], t), details, grid)  # (R, z', h, w), (R, n, 1)
         conditional, *rest = velocity.float().split(len(z))
         unconditional = rest[0] if rest else None
