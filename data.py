@@ -136,15 +136,25 @@ def intensities(gates: list[Tensor]) -> list[float]:
     return ((means - means.min()) / (means.max() - means.min()).clamp(min=1e-12)).tolist()
 
 
-def draw_curve(values: list[float], width: int = 480, height: int = 300, margin: int = 36) -> Image.Image:
-    """A line through values in [0, 1], one per step."""
-    picture = Image.new("RGB", (width, height), "white")
+INKS = ((220, 40, 40), (50, 90, 220), (40, 170, 70), (150, 60, 190), (240, 130, 30), (130, 130, 130), (20, 20, 20))
+
+
+def draw_curves(curves: dict[str, list[tuple[float, float]]], title: str, width: int = 480, height: int = 300) -> Image.Image:
+    """Lines through points (x, y), x ascending, at most seven by name; the y axis begins at 0 or below."""
+    picture, margin = Image.new("RGB", (width, height), "white"), 40
     pen = ImageDraw.Draw(picture)
+    points = np.array(sum(curves.values(), []))                                    # (all points, 2)
+    low, high = np.minimum(points.min(0), [np.inf, 0]), points.max(0)
+    corner, scale = np.array([margin, height - margin]), np.array([width - 2 * margin, 2 * margin - height])
+    at = corner + (points - low) / np.maximum(high - low, 1e-12) * scale
     pen.rectangle((margin, margin, width - margin, height - margin), outline="gray")
-    across, up = (width - 2 * margin) / max(len(values) - 1, 1), height - 2 * margin
-    pen.line([(margin + i * across, height - margin - v * up) for i, v in enumerate(values)], fill=(220, 40, 40), width=2)
-    pen.text((margin, 14), "gate intensity, normalised to [0, 1]", fill="black")
-    pen.text((margin, height - 26), f"step 1 to {len(values)}", fill="black")
+    for ink, (name, curve), start in zip(INKS, curves.items(), np.cumsum([0, *map(len, curves.values())])):
+        pen.line([tuple(point) for point in at[start : start + len(curve)]], fill=ink, width=2)
+        pen.text((margin + 4, margin + 4 + 12 * INKS.index(ink)), name if len(curves) > 1 else "", fill=ink)
+    pen.text((margin, 14), title, fill="black")
+    for value, place in ((low[0], (margin, height - 36)), (high[0], (width - 2 * margin, height - 36)),
+                         (low[1], (6, height - margin - 12)), (high[1], (6, margin))):
+        pen.text(place, f"{value:.3g}", fill="black")
     return picture
 
 

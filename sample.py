@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from cheers import Cheers, attention_mask, best_device
-from data import LOOK, draw_curve, draw_heatmaps, drop_text, expand, fit_inside, intensities
+from data import LOOK, draw_curves, draw_heatmaps, drop_text, expand, fit_inside, intensities
 from data import open_picture, to_picture, to_pixels, to_rgb
 from qwen import chat
 
@@ -432,7 +432,8 @@ def paint_all(model: Cheers, args: argparse.Namespace, images: list[Picture], se
             if args.heatmaps:
                 times, gates = [t for t, _ in seen], [gate[k] for _, gate in seen]
                 save_png(draw_heatmaps(times, gates), path.with_name(f"{path.stem}-heatmaps.png"), *about)
-                save_png(draw_curve(intensities(gates)), path.with_name(f"{path.stem}-intensity.png"), *about)
+                curve = {"gate": list(zip(times, intensities(gates)))}
+                save_png(draw_curves(curve, "mean |G|, normalised to [0, 1], over t"), path.with_name(f"{path.stem}-intensity.png"), *about)
             save_png(to_picture(picture), path, *about)
             print(path, flush=True)
 

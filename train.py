@@ -220,7 +220,7 @@ def check_damage(sources: list, seen: np.ndarray, damaged: np.ndarray, args: arg
 # ---- command line ----------------------------------------------------------------------------------------------
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(options: list[str] | None) -> argparse.Namespace:
     plain = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain, allow_abbrev=False)
     add = parser.add_argument
@@ -252,7 +252,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--plan", action="store_true", help="print what a run would need, and train nothing")
     add("--gpus", type=int, default=1, help="for --plan")
     add("--mfu", type=float, default=0.4, help="for --plan: share of the A100's peak that is reached")
-    args = parser.parse_args()
+    args = parser.parse_args(options)
     for name in ("steps", "vae_steps", "batch", "micro_batch", "save_every", "log_every", "keep", "replicas", "gpus", "workers"):
         if (value := getattr(args, name)) is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
@@ -270,8 +270,9 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def main() -> None:
-    args = parse_arguments()
+def main(options: list[str] | None = None, kind: type[Cheers] = Cheers) -> None:
+    """Trains as the options say (the command line's when left out), `--init` opened as a model of that kind."""
+    args = parse_arguments(options)
     # Both are about uses other than ours: saving without processes is meant, and nothing is changed in place.
     warnings.filterwarnings("ignore", "torch.distributed is disabled|FSDP2-wrapped module .* returned a view")
     given = {"lr": args.lr, "schedule": args.schedule, "batch": args.batch, "steps": args.steps}
@@ -297,7 +298,7 @@ def main() -> None:
     if args.components:
         model = Cheers.from_components(*args.components, device="cpu")
     else:
-        model = Cheers.from_pretrained(args.init, "cpu", torch.float32) if args.init else tiny_model()
+        model = kind.from_pretrained(args.init, "cpu", torch.float32) if args.init else tiny_model()
     if model.tokenizer is None:
         raise ValueError(f"{args.init} has no tokenizer; add tokenizer.json to it")
     model.to(args.device)
@@ -318,7 +319,7 @@ def main() -> None:
     say(json.dumps(asdict(recipe) | {"data": {s.name: w for s, w in zip(sources, weights)}, "processes": WORLD, "dtype": str(args.dtype)}))
     flops = (0.0, 0.0, 0.0)
     if args.device.type == "cuda":
-        freeze(counted := Cheers.from_configuration(args.out), recipe)
+        freeze(counted := kind.from_configuration(args.out), recipe)
         flops = unit_costs(counted)
     wrap_blocks(model, bool(args.stage) and not args.keep_activations, args.compile)
     if WORLD > 1:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from conftest import ROOT, close, rows
-from data import draw_curve, draw_heatmaps, intensities
+from data import draw_curves, draw_heatmaps, intensities
 from sample import choose, converse, generate_images, generate_text, generate_texts, schedule, seeded_noise
 
 
@@ -213,7 +213,7 @@ def test_heatmaps_have_a_tile_per_step_and_the_curve_is_normalised():
     gates = [torch.full((4, 4), float(k)) for k in (2, 1, 5)]
     assert intensities(gates) == [0.25, 0.0, 1.0]
     assert draw_heatmaps([0.0, 0.5, 0.9], gates).size == (200, 224)
-    assert draw_curve(intensities(gates)).size == (480, 300)
+    assert draw_curves({"gate": list(enumerate(intensities(gates)))}, "gate").size == (480, 300)
 
 
 # ---- command line
