@@ -244,7 +244,7 @@ def geneval_score(metadata: list[dict], detections: Path) -> list[dict]:
         try:
             scores.setdefault(prompt["tag"], []).append(fulfils(prompt, line["objects"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            problem = f"without class, score, box of 4 numbers or a color that is asked for ({type(error).__name__}: {error})"
+            problem = f"without class, score, box of 4 numbers or a color asked for ({type(error).__name__}: {error})"
             raise ValueError(f"{detections}: picture {place[1]} of index {place[0]} has an object {problem}") from None
     if not scores:
         raise ValueError(f"{detections} holds no pictures")
