@@ -105,6 +105,7 @@ def denoise(model: Cheers, prefix: Prefix, latents: Tensor, guidance: float, tim
     branches, m = len(prefix.real) // len(latents), grid[0] * grid[1]
     positions = prefix.real.sum(1, keepdim=True) + torch.arange(m, device=model.device)  # (R, m)
     mask = F.pad(prefix.real, (0, m), value=True)[:, None, None].expand(-1, 1, m, -1)  # (R, 1, m, K+m)
+    mask = None if mask.all() else mask  # without padding kernels are faster without
     memory = F.pad(prefix.memory[..., : prefix.real.shape[1], :], (0, 0, 0, m))    # each step writes the same m places
     z = latents.float()
     bar = tqdm(times.tolist(), "painting", unit="step", disable=not progress, dynamic_ncols=True)
