@@ -36,7 +36,6 @@ IGNORE = -100  # a label that is not supervised
 
 # ---- configuration ---------------------------------------------------------------------------------------------
 
-
 @dataclass
 class SpecialTokens:
     end_of_turn: int = 151645  # <|im_end|>
@@ -117,7 +116,6 @@ class CheersConfig:
 
 
 # ---- the model -------------------------------------------------------------------------------------------------
-
 
 class Projector(nn.Module):
     """2x2 compression (section 2.1, "Pixel-Unshuffle"): four patches' semantics -> one visual token of the LLM."""
@@ -291,10 +289,8 @@ class Cheers(nn.Module):
     # -- checkpoints
 
     @classmethod
-    def from_pretrained(
-        cls, name_or_folder: str | Path, device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None, revision: str | None = None,
-    ) -> "Cheers":
+    def from_pretrained(cls, name_or_folder: str | Path, device: torch.device | str | None = None,
+                        dtype: torch.dtype | None = None, revision: str | None = None) -> "Cheers":
         """Opens a checkpoint of the official layout: a folder, or a name on the Hugging Face hub (`ai9stars/Cheers`).
 
         device: the best there is when left out. dtype: as stored when left out. Memory stays near the size of the weights.
@@ -326,14 +322,10 @@ class Cheers(nn.Module):
             self.tokenizer.save(folder)
 
     @classmethod
-    def from_components(
-        cls, qwen: str | Path, siglip: str | Path, vae: str | Path, config: CheersConfig | None = None,
-        device: torch.device | str | None = None, dtype: torch.dtype = torch.float32,
-    ) -> "Cheers":
+    def from_components(cls, qwen: str | Path, siglip: str | Path, vae: str | Path, config: CheersConfig | None = None,
+                        device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> "Cheers":
         """A fresh start from Qwen2.5 and SigLIP2 (folders or hub names, Hugging Face's files) and FLUX.2's `ae.safetensors`,
-        whose decoder serves twice. Projector, head and time embeddings are initialised at random.
-
-        Errors are those of `from_pretrained`."""
+        whose decoder serves twice. Projector and head are initialised at random. Errors are those of `from_pretrained`."""
         device = device or best_device()
         with torch.device("meta"):
             model = cls(config or CheersConfig())
@@ -448,9 +440,8 @@ def find_folder(name_or_folder: str | Path, revision: str | None = None) -> Path
         return Path(snapshot_download(str(name_or_folder), revision=revision, allow_patterns=wanted))
     except (OSError, HTTPError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise FileNotFoundError(
-            f"{name_or_folder} is neither a folder here nor could it be fetched from the hub: {reason}"
-        ) from error
+        sentence = f"{name_or_folder} is neither a folder here nor could it be fetched from the hub: {reason}"
+        raise FileNotFoundError(sentence) from error
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -467,9 +458,8 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def load_tensors(
-    model: nn.Module, names: dict[str, str], files: list[Path], ignored: str, device: torch.device | str, dtype: torch.dtype | None
-) -> None:
+def load_tensors(model: nn.Module, names: dict[str, str], files: list[Path], ignored: str,
+                 device: torch.device | str, dtype: torch.dtype | None) -> None:
     """Fills a model on the meta device, tensor by tensor, with the tensors that `names` (ours -> in the files) wants.
 
     All names and shapes are compared before the first tensor is read; whatever is missing, left over (unless it matches
@@ -487,11 +477,8 @@ def load_tensors(
     shapes = {names[ours]: tuple(state[ours].shape) for ours in names}
     problems = [f"missing {name}" for name in shapes if name not in where]
     problems += [f"unknown {name}" for name in where if name not in shapes and not re.fullmatch(ignored, name)]
-    problems += [
-        f"{name} has shape {list(where[name][1])} instead of {list(shape)}"
-        for name, shape in shapes.items()
-        if name in where and where[name][1] != shape
-    ]
+    problems += [f"{name} has shape {list(where[name][1])} instead of {list(shape)}"
+                 for name, shape in shapes.items() if name in where and where[name][1] != shape]
     if problems:
         listed = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
         raise ValueError(f"{files[0].parent} does not fit the configuration: {listed}")

@@ -128,9 +128,8 @@ class Qwen(nn.Module):
 
     def empty_memory(self, rows: int) -> Tensor:
         """(layers, 2, B, M, 0, D)."""
-        c, weight = self.config, self.norm.weight
-        width = c.hidden_size // c.num_attention_heads
-        return weight.new_empty(c.num_hidden_layers, 2, rows, c.num_key_value_heads, 0, width)
+        c, width = self.config, self.config.hidden_size // self.config.num_attention_heads
+        return self.norm.weight.new_empty(c.num_hidden_layers, 2, rows, c.num_key_value_heads, 0, width)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(…, C) -> (…, vocabulary): the language model head is the embedding table itself (tied)."""
