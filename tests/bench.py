@@ -19,6 +19,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -176,10 +177,14 @@ def flop(run: Callable[[], Tensor]) -> int:
 
 
 def limits(watch: Stopwatch, dtype: torch.dtype) -> tuple[float, float]:
-    """FLOP/s of a large matrix product, bytes/s of reading a matrix larger than any cache (by a product with a vector)."""
+    """FLOP/s of a large matrix product or convolution, whichever library is the faster one here; bytes/s of reading a
+    matrix larger than any cache (by a product with a vector)."""
     n = 2048 if watch.device.type == "cpu" else 8192
-    a, b, x = (torch.randn(shape, device=watch.device, dtype=dtype) for shape in ((n, n), (4 * n, 4 * n), (1, 4 * n)))
-    return 2 * n**3 / watch.seconds(lambda: a @ a), b.nbytes / watch.seconds(lambda: F.linear(x, b))
+    shapes = (n, n), (4 * n, 4 * n), (1, 4 * n), (1, 256, n // 16, n // 16), (256, 256, 3, 3)
+    a, b, x, picture, kernel = (torch.randn(shape, device=watch.device, dtype=dtype) for shape in shapes)
+    convolve = partial(F.conv2d, picture, kernel, padding=1)
+    rates = 2 * n**3 / watch.seconds(lambda: a @ a), flop(convolve) / watch.seconds(convolve)
+    return max(rates), b.nbytes / watch.seconds(lambda: F.linear(x, b))
 
 
 class Inputs:
@@ -246,7 +251,8 @@ def bench(size: str, device: torch.device, turns: int, compiled: bool, say: Call
     inputs, watch, rows = Inputs(model, device, dtype), Stopwatch(device, turns), []
     tolerance = 1e-3 if dtype == torch.float32 else 5e-2
 
-    say(f"{platform.processor() or platform.machine()}, {device}, {torch.get_num_threads()} threads, {dtype}, torch {torch.__version__}, {turns} turns")
+    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    say(f"{chip}, {torch.get_num_threads()} threads, {dtype}, torch {torch.__version__}, {turns} turns")
     arithmetic, bandwidth = limits(watch, dtype)
     say(f"limits, measured: {arithmetic / 1e9:,.0f} GFLOP/s, {bandwidth / 1e9:.1f} GB/s\n")
 
