@@ -92,17 +92,17 @@ class Step:
     t: float
     conditional: Tensor
     unconditional: Tensor | None     # None without guidance
-    velocity: Tensor                 # what the Euler step follows
+    velocity: Tensor                 # what the step follows
     gate: Tensor                     # (B, h, w), G of the conditional branch
     result: Tensor                   # z_{t+Δt}
 
 
 def denoise(model: Cheers, prefix: Prefix, latents: Tensor, guidance: float, times: Tensor, deltas: Tensor,
-            progress: bool = False) -> Iterator[Step]:
+            progress: bool = False, solver: str = "euler", interval: tuple[float, float] = (0, math.inf)) -> Iterator[Step]:
     """Follows dz/dt = V_t(z) from `latents` (B, z', h, w). With guidance other than 1 the prefix holds 2B rows:
-    conditional ones, then unconditional ones."""
+    conditional ones, then unconditional ones, which are left out where t is not in the interval [low, high)."""
     grid = latents.shape[2] // 2, latents.shape[3] // 2
-    branches, m = len(prefix.real) // len(latents), grid[0] * grid[1]
+    m, before = grid[0] * grid[1], None
     positions = prefix.real.sum(1, keepdim=True) + torch.arange(m, device=model.device)  # (R, m)
     mask = F.pad(prefix.real, (0, m), value=True)[:, None, None].expand(-1, 1, m, -1)  # (R, 1, m, K+m)
     mask = None if mask.all() else mask  # without padding kernels are faster without
@@ -110,13 +110,18 @@ def denoise(model: Cheers, prefix: Prefix, latents: Tensor, guidance: float, tim
     z = latents.float()
     bar = tqdm(times.tolist(), "painting", unit="step", disable=not progress, dynamic_ncols=True)
     for t, delta in zip(bar, deltas.tolist()):
-        tokens, details = (x.repeat(branches, 1, 1) for x in model.tokenize_image(z))  # (R, m, C), (R, n, V)
-        hidden = model.qwen(tokens, positions, mask, memory)                       # (R, m, C)
+        R = len(prefix.real) if interval[0] <= t < interval[1] else len(z)
+        tokens, details = (x.repeat(R // len(z), 1, 1) for x in model.tokenize_image(z))  # (R, m, C), (R, n, V)
+        hidden = model.qwen(tokens, positions[:R], None if mask is None else mask[:R], memory[:, :, :R])  # (R, m, C)
         velocity, gate = model.head(hidden, z.new_full(hidden.shape[:1], t), details, grid)  # (R, z', h, w), (R, n, 1)
         conditional, *rest = velocity.float().split(len(z))
         unconditional = rest[0] if rest else None
         # v = v_uncond + s·(v_cond - v_uncond)
         guided = unconditional + guidance * (conditional - unconditional) if rest else conditional
+        if before:  # two-step Adams-Bashforth: V_t + Δt/2 · (V_t - V_t') / Δt', what changed over the last step goes on
+            guided, before = guided + delta / 2 * (guided - before[0]) / before[1], (guided, delta)
+        elif solver == "adams":
+            before = guided, delta
         z = z + delta * guided                                                     # z_{t+Δt} = z_t + Δt·V_t
         yield Step(t, conditional, unconditional, guided, gate[: len(z), :, 0].unflatten(1, z.shape[2:]), z)
 
@@ -184,7 +189,8 @@ def generate_images(
         shift: float | None = None, size: int | tuple[int, int] | None = None, seed: int | None = None,
         noise: Tensor | None = None, negative: Prompt | None = None,
         sources: Pictures | list[list[Picture]] | None = None, dummy_pixels: Pictures | None = None, first: int = 0,
-        grid: str = "exact", watch: Callable[[Step], None] | None = None, progress: bool = False) -> Tensor:
+        grid: str = "exact", solver: str = "euler", interval: tuple[float, float] = (0, math.inf),
+        watch: Callable[[Step], None] | None = None, progress: bool = False) -> Tensor:
     """Paints one picture per prompt -> (B, 3, H, W) in [0, 1], float32. Raises ValueError for settings that cannot be.
 
     prompts: strings, lists of messages, or complete lists of ids ending in `<im_start>`.
@@ -194,7 +200,9 @@ def generate_images(
     negative: replaces the unconditional prompt (all words `<no_mean>`).
     sources: pictures to edit, one per prompt (or a list per prompt, the first of which is edited). They stand in the
         conditional and the unconditional prompt, and the flow starts a tenth of the way towards the first.
-    grid: "exact" or "released" (`schedule`). dummy_pixels: (B, 3, S, S) or pictures, the noise before prompts.
+    grid: "exact" or "released" (`schedule`). solver: "euler", or "adams", of second order at the same cost.
+    interval: guidance is left out, and its cost with it, where t is not in [low, high).
+    dummy_pixels: (B, 3, S, S) or pictures, the noise before prompts.
     watch: called with every `Step`. progress: shows a bar."""
     if isinstance(prompts, str) or not all(len(prompt) for prompt in prompts) or not len(prompts):
         raise ValueError("prompts must be a list of prompts, none of them empty")
@@ -229,7 +237,9 @@ def generate_images(
     z = noise.to(model.device, torch.float32)                                      # (B, z', h, w)   z_0
     if z_source is not None:
         z = SOURCE_SHARE * z_source + (1 - SOURCE_SHARE) * z
-    for step in denoise(model, prefix, z, guidance, *schedule(steps, shift, grid, start), progress):
+    if solver not in ("euler", "adams"):
+        raise ValueError(f'solver is "euler" or "adams", not {solver!r}')
+    for step in denoise(model, prefix, z, guidance, *schedule(steps, shift, grid, start), progress, solver, interval):
         if watch:
             watch(step)
     return model.decode_image(step.result).float().clamp(0, 1)                     # (B, 3, H, W)
@@ -433,8 +443,8 @@ def paint_all(model: Cheers, args: argparse.Namespace, images: list[Picture], se
             if args.heatmaps:
                 times, gates = [t for t, _ in seen], [gate[k] for _, gate in seen]
                 save_png(draw_heatmaps(times, gates), path.with_name(f"{path.stem}-heatmaps.png"), *about)
-                curve = {"gate": list(zip(times, intensities(gates)))}
-                save_png(draw_curves(curve, "mean |G|, normalised to [0, 1], over t"), path.with_name(f"{path.stem}-intensity.png"), *about)
+                curve = draw_curves({"gate": list(zip(times, intensities(gates)))}, "mean |G|, normalised to [0, 1], over t")
+                save_png(curve, path.with_name(f"{path.stem}-intensity.png"), *about)
             save_png(to_picture(picture), path, *about)
             print(path, flush=True)
 

@@ -43,7 +43,6 @@ from tiny import PACES, look, measure_latents, tiny_model, vae_step
 
 # ---- recipes ---------------------------------------------------------------------------------------------------
 
-
 @dataclass
 class Recipe:
     """What a stage fixes; each value can be overridden on the command line."""
@@ -83,7 +82,6 @@ def freeze(model: Cheers, recipe: Recipe) -> None:
 
 
 # ---- one step --------------------------------------------------------------------------------------------------
-
 
 LOGGED = ("text", "image_t_0.00", "image_t_0.25", "image_t_0.50", "image_t_0.75")  # losses; the image's by quarter of t
 
@@ -218,7 +216,6 @@ def check_damage(sources: list, seen: np.ndarray, damaged: np.ndarray, args: arg
 
 
 # ---- command line ----------------------------------------------------------------------------------------------
-
 
 def parse_arguments(options: list[str] | None) -> argparse.Namespace:
     plain = argparse.RawDescriptionHelpFormatter

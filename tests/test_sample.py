@@ -99,6 +99,29 @@ def test_euler_is_exact_on_straight_paths(golden_model, monkeypatch):
     close(steps[-1].result, target, 1e-5)
 
 
+def test_the_second_order_solver_gains_an_order(golden_model, monkeypatch):
+    def bent(h, t, d, grid):  # z_t = t³
+        return 3 * t[:, None, None, None].expand(-1, 32, 4, 4) ** 2, torch.zeros(len(h), 16, 1)
+
+    def error(solver, count):
+        steps = []
+        settings = dict(steps=count, guidance=1.0, shift=0.5, noise=torch.zeros(1, 32, 4, 4))
+        generate_images(golden_model, [[17, 302]], **settings, solver=solver, watch=steps.append)
+        return (steps[-1].result - 1).abs().max().item()
+
+    monkeypatch.setattr(golden_model.head, "forward", bent)
+    assert 1.9 < error("euler", 20) / error("euler", 40) < 2.1
+    assert 3.5 < error("adams", 20) / error("adams", 40) < 4.5
+    assert error("adams", 40) < error("euler", 40) / 10
+
+
+def test_outside_its_interval_guidance_changes_and_costs_nothing(golden, golden_model):
+    assert torch.equal(paint(golden_model, golden)[0], paint(golden_model, golden, interval=(0, 1))[0])
+    close(paint(golden_model, golden, interval=(2, 3))[0], paint(golden_model, golden, guidance=1.0)[0], 1e-5)
+    steps = paint(golden_model, golden, steps=4, shift=1.0, interval=(0.25, 0.75))[1]
+    assert [step.unconditional is None for step in steps] == [True, False, False, True]
+
+
 def test_the_vision_tokenizer_runs_once_per_step_and_the_prompt_once(golden, golden_model, monkeypatch):
     calls = {"tokenizer": 0, "qwen": []}
     tokenize, qwen = golden_model.tokenize_image, golden_model.qwen.forward
