@@ -206,8 +206,8 @@ def train_variant(study: Study, name: str) -> None:
     fresh = kind(study.model.config)
     torch.manual_seed(study.seed)
     fresh.initialise()
-    known = {name: tensor for name, tensor in study.model.state_dict().items() if name.startswith(("vae.", "pixel_"))}
-    fresh.load_state_dict(known, strict=False)
+    fresh.vae.load_state_dict(study.model.vae.state_dict())
+    fresh.pixel_decoder.load_state_dict(study.model.vae.state_dict(), strict=False)
     fresh.tokenizer, fresh.generation = study.model.tokenizer, study.model.generation
     fresh.save_pretrained(folder / "start")
     files = [f"{world / source}.jsonl:1" for source in sources]

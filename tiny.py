@@ -37,7 +37,7 @@ def tiny_model() -> Cheers:
         special=SpecialTokens(*(tokenizer.id(token) for token in tokens)),
     ))
     model.initialise()
-    model.tokenizer, model.generation = tokenizer, {"steps": 40, "guidance": 3.0, "shift": 0.5}
+    model.tokenizer, model.generation = tokenizer, {"steps": 40, "guidance": 3.0, "shift": 1.0}
     return model
 
 
