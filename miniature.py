@@ -296,7 +296,7 @@ def edit_measures(study: Study, model: Cheers, sheet: Path) -> dict[str, list[fl
     return measures
 
 
-EVALUATIONS = (5, 7, 10, 14, 20, 28, 40, 56, 80)
+EVALUATIONS, REFERENCE = (5, 7, 10, 14, 20, 28, 40, 56, 80), 1000
 SETTINGS = [{"steps": n} for n in (5, 10, 20, 40, 80)] + [{"guidance": s} for s in (1.0, 2.0, 3.0, 5.0, 9.5)]
 SETTINGS += [{"shift": a} for a in (0.25, 0.5, 1.0, 2.0)] + [{"grid": "released"}, {"grid": "released", "dummy": True}]
 SETTINGS += [{"solver": "adams", "steps": n} for n in (5, 10, 20, 40)]
@@ -326,7 +326,7 @@ def solver_errors(study: Study) -> dict[str, list[tuple[int, float]]]:
         generate_images(study.model, prompts, seed=study.seed, watch=seen.append, **settings)
         return seen[-1].result
 
-    exact = latents(steps=1000)
+    exact = latents(steps=REFERENCE)
     for solver in ("euler", "adams"):
         results = ((n, latents(steps=n, solver=solver)) for n in EVALUATIONS)
         errors[solver] = [(n, float((z - exact).square().mean().sqrt().log10())) for n, z in results]

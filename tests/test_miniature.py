@@ -55,6 +55,8 @@ def test_a_difference_within_two_errors_is_none():
 
 def test_the_report_trains_measures_and_goes_on(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(miniature, "SETTINGS", [{"steps": 1}, {"guidance": 2.0}, {"shift": 2.0}, {"grid": "released", "dummy": True}])
+    monkeypatch.setattr(miniature, "EVALUATIONS", (1, 2))
+    monkeypatch.setattr(miniature, "REFERENCE", 3)
     monkeypatch.setattr(tiny, "generation", {"steps": 6, "guidance": 2.0, "shift": 1.0})
     log = tmp_path / "log"
     log.write_text("".join(json.dumps({"step": k, "overall": k / 9} | dict.fromkeys(shapes.TASKS, 0.5)) + "\n" for k in (1, 2)))
