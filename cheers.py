@@ -145,7 +145,7 @@ class Batch:
     labels: Tensor            # (B, L) int64: ids that are to be predicted, IGNORE elsewhere and where a sample begins
     pixels: Tensor            # (N, 3, H, W) in [0, 1]
     noise: Tensor             # (N, z', h, w), z_0
-    t: Tensor                 # (N,): uniform in (0, 1) for pictures to paint, 1 for pictures to look at
+    t: Tensor                 # (N,): in (0, 1) for pictures to paint, 1 for pictures to look at
     segments: Tensor | None = None  # (B, L) int64, ascending: which sample a token belongs to; one per row when left out
 
     def to(self, device: torch.device | str) -> "Batch":

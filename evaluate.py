@@ -25,11 +25,12 @@ from sample import complete
 
 def open_model(args: argparse.Namespace) -> Cheers:
     device, dtype = start_process(), getattr(args, "model_dtype", None)
+    name = getattr(args, "device", None) or device
     try:
-        device = torch.device(getattr(args, "device", None) or device)
+        device = torch.device(name)
         torch.ones(1, device=device).item()
     except Exception as error:  # each backend has its own
-        raise ValueError(f"--device {args.device} is not available here ({str(error).splitlines()[0]}); try cpu") from None
+        raise ValueError(f"device {name} is not available here ({str(error).splitlines()[0]}); try --device cpu") from None
     dtype = getattr(torch, dtype) if dtype else torch.float32 if device.type == "cpu" else None
     return Cheers.from_pretrained(args.model, device, dtype)
 

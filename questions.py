@@ -86,9 +86,9 @@ NUMBERS = {"none": "0"} | {word: str(number) for number, word in enumerate(WORDS
 def plain(text: str) -> str:
     """The usual normalisation of VQA answers: case, punctuation, articles, number words (contractions stay)."""
     text = " ".join(text.split())
-    thousands = re.search(r"\d,\d", text)
-    for mark in set(";/[]\"{}()=+\\_-><@`,?!") & set(text):
-        text = text.replace(mark, "" if thousands or f"{mark} " in text or f" {mark}" in text else " ")
+    original, thousands = text, re.search(r"\d,\d", text)
+    for mark in ";/[]\"{}()=+\\_-><@`,?!":
+        text = text.replace(mark, "" if thousands or f"{mark} " in original or f" {mark}" in original else " ")
     words = re.sub(r"\.(?!\d)", "", text).lower().split()
     return " ".join(NUMBERS.get(word, word) for word in words if word not in ("a", "an", "the"))
 

@@ -48,9 +48,10 @@ def test_every_question_of_the_world_has_a_kind():
 def test_a_difference_within_two_errors_is_none():
     ours, theirs = [1.0] * 60 + [0.0] * 40, [1.0] * 55 + [0.0] * 45
     assert mean_and_error(ours) == pytest.approx((0.6, (0.6 * 0.4 / 100) ** 0.5))
-    assert "higher (+0.050 ± 0.022)" in verdict("x", 1, ours, theirs)   # the same items: what differs is one-sided
-    assert "no difference" in verdict("x", 0, ours, theirs[::-1])       # as many right, but other items
-    assert "**Agrees.**" in verdict("x", 1, ours, theirs) and "**Does not agree.**" in verdict("x", -1, ours, theirs)
+    assert "higher (+0.050 ± 0.022)" in verdict("x", {1}, ours, theirs)   # the same items: what differs is one-sided
+    assert "no difference" in verdict("x", {0}, ours, theirs[::-1])       # as many right, but other items
+    assert "nothing to compare" in verdict("x", {0}, [float("nan")], [1.0])
+    assert "**Agrees.**" in verdict("x", {1}, ours, theirs) and "**Does not agree.**" in verdict("x", {-1, 0}, ours, theirs)
 
 
 def test_the_report_trains_measures_and_goes_on(tiny, tmp_path, monkeypatch):
