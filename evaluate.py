@@ -104,7 +104,8 @@ def main() -> None:
         add = commands.add_parser(name, help=text, description=text, allow_abbrev=False).add_argument
         add("--model", default=str(Path(__file__).parent / "weights/tiny"), metavar="NAME|FOLDER")
         add("--out", type=Path, default=Path(out), metavar="DIR", help=f"{out} when left out")
-        add("--seed", type=int, default=0)
+        if run in (run_shapes, run_paper, run_painting):  # answers are greedy
+            add("--seed", type=int, default=0)
         commands.choices[name].set_defaults(run=run)
         return add
 
