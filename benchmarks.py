@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from cheers import Cheers, read_json, write_json
-from data import to_picture
+from data import dummy_picture, to_picture
 from parallel import RANK, WORLD, shared
 from sample import generate_images, seeded_noise
 
@@ -166,8 +166,7 @@ def paint(model: Cheers, sheets: list[Sheet], batch: int, seed: int, released: b
             for first in range(0, len(jobs), batch):
                 prompts, numbers = zip(*jobs[first : first + batch])
                 noise = torch.stack([seeded_noise(seed, number, shape) for number in numbers])
-                random = [np.random.default_rng([seed, number, 1]) for number in numbers]
-                dummies = [Image.fromarray(rng.integers(0, 256, (256, 256, 3), dtype=np.uint8)) for rng in random]
+                dummies = [dummy_picture(seed, number) for number in numbers]
                 grid = {"grid": "released", "dummy_pixels": dummies} if released else {}
                 painted += map(to_picture, generate_images(model, list(prompts), noise=noise, **grid, **settings))
             for sheet in some:

@@ -102,6 +102,11 @@ def to_picture(pixels: Tensor) -> Image.Image:
     return Image.fromarray(array)
 
 
+def dummy_picture(seed: int, index: int) -> Image.Image:
+    """Noise, 256x256, as the released code shows it before prompts without pictures; here fixed by (seed, index)."""
+    return Image.fromarray(np.random.default_rng([seed, index, 1]).integers(0, 256, (256, 256, 3), dtype=np.uint8))
+
+
 def contact_sheet(pixels: Tensor, columns: int) -> Image.Image:
     """(B, 3, H, W), B a multiple of `columns` -> all pictures in rows, three times as large."""
     rows = [torch.cat(list(row), dim=2) for row in pixels.split(columns)]          # (3, H, columns·W) each

@@ -31,6 +31,12 @@ HELD_OUT_TASKS = ("colors", "color_attr")  # the tasks that name colours
 BATCH = 50
 
 
+def mean_and_error(values: list[float]) -> tuple[float, float]:
+    """Mean and standard error of the values that are known; of a share this is the binomial error sqrt(p(1-p)/n)."""
+    known = np.array(values)[np.isfinite(values)]
+    return (float(known.mean()), float(known.std() / len(known) ** 0.5)) if len(known) else (math.nan, math.nan)
+
+
 def paint_and_score(model: Cheers, prompts: list[str], seed: int, name: str) -> tuple[list[shapes.Score], list[Tensor]]:
     """One picture per prompt -> scores, and the first ten pictures."""
     scores, first = [], []
@@ -64,9 +70,9 @@ def evaluate_shapes(model: Cheers, out: Path, limit: int, seed: int) -> list[dic
     OUT/samples.png shows ten pictures of each task, a row per task."""
     rows, outlines, pictures = [], [], []
 
-    def row(name: str, results: list[bool], prompts: int | None = None) -> None:
-        p, n = float(np.mean(results)), len(results)
-        rows.append({"name": name, "value": p, "error": (p * (1 - p) / n) ** 0.5, "count": n, "prompts": prompts or n})
+    def row(name: str, results: list[float], prompts: int | None = None) -> None:
+        (value, error), n = mean_and_error(results), int(np.isfinite(results).sum())
+        rows.append({"name": name, "value": value, "error": error, "count": n, "prompts": prompts or n})
 
     everything = {False: [], True: []}
     for held_out, tasks in ((False, shapes.TASKS), (True, HELD_OUT_TASKS)):
@@ -77,7 +83,7 @@ def evaluate_shapes(model: Cheers, out: Path, limit: int, seed: int) -> list[dic
             pictures += [] if held_out else first
             row(name, [score.correct for score in scores], len(set(prompts)))
             everything[held_out].append(rows[-1])
-            outlines += [score.outline_error for score in scores if np.isfinite(score.outline_error)]
+            outlines += [score.outline_error for score in scores]
         parts = everything[held_out]  # as in GenEval, the mean of the tasks
         rows.append({
             "name": "held out, overall" if held_out else "overall",
@@ -89,8 +95,7 @@ def evaluate_shapes(model: Cheers, out: Path, limit: int, seed: int) -> list[dic
     contact_sheet(torch.stack(pictures), min(10, limit)).save(out / "samples.png")
     row("questions", [right for _, right in answer_questions(model, 10 * limit, seed)])
     row("questions on held-out pictures", [right for _, right in answer_questions(model, 2 * limit, seed, held_out=True)])
-    mean, spread = float(np.mean(outlines or [np.nan])), float(np.std(outlines or [np.nan]) / max(len(outlines), 1) ** 0.5)
-    rows.append({"name": "outline error", "value": mean, "error": spread, "count": len(outlines), "prompts": len(outlines)})
+    row("outline error", outlines)
     return rows
 
 
@@ -348,12 +353,6 @@ def gate_measures(study: Study, sheet: Path, prompts: int = 32) -> dict[str, lis
 # -- the report: every sentence that compares is computed
 
 
-def mean_and_error(values: list[float]) -> tuple[float, float]:
-    """Mean and standard error; of a share this is the binomial error sqrt(p(1-p)/n)."""
-    known = np.array(values)[np.isfinite(values)]
-    return (float(known.mean()), float(known.std() / len(known) ** 0.5)) if len(known) else (math.nan, math.nan)
-
-
 def markdown(rows: dict[str, dict[str, list[float]]]) -> str:
     """A table with a line per model and a column per measure, mean ± error."""
     names = list(next(iter(rows.values())))
@@ -392,7 +391,8 @@ def paper(study: Study) -> Path:
     painting, answering, sampled = {}, {}, {}
     for settings in SETTINGS:
         label = ", ".join(f"{name} {value}" for name, value in settings.items())
-        sampled[label] = study.cached("sampling", [shipped, settings], partial(sampling_measures, study, settings))
+        key = [shipped, model.generation | settings]  # a setting that is the checkpoint's own is painted once
+        sampled[label] = study.cached("sampling", key, partial(sampling_measures, study, settings))
     for name, (_, sources) in VARIANTS.items():
         study.cached(f"{name}, training", recipe, partial(train_variant, study, name))
         variant = open_variant(study, name)

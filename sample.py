@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from cheers import Cheers, attention_mask, best_device
-from data import LOOK, draw_curves, draw_heatmaps, drop_text, expand, fit_inside, intensities
+from data import LOOK, draw_curves, draw_heatmaps, drop_text, dummy_picture, expand, fit_inside, intensities
 from data import open_picture, to_picture, to_pixels, to_rgb
 from qwen import chat
 
@@ -433,8 +433,7 @@ def paint_all(model: Cheers, args: argparse.Namespace, images: list[Picture], se
     for start in range(0, len(prompts), chunk):
         batch, dummies, seen = prompts[start : start + chunk], None, []
         if args.released and not args.edit:  # the release's picture of noise before each prompt, here with a seed
-            generators = (np.random.default_rng([seed, start + k, 1]) for k in range(len(batch)))
-            dummies = [Image.fromarray(rng.integers(0, 256, (256, 256, 3), dtype=np.uint8)) for rng in generators]
+            dummies = [dummy_picture(seed, start + k) for k in range(len(batch))]
         pixels = generate_images(
             model, batch, seed=seed, first=start, sources=[images] * len(batch) if args.edit else None, progress=True,
             dummy_pixels=dummies, watch=lambda step: seen.append((step.t, step.gate)), **shared)
