@@ -98,16 +98,18 @@ def full_tensors(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
 # ---- checkpoints -----------------------------------------------------------------------------------------------
 
 
-def training_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def training_state(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
     """Every tensor that a step changes, by name: themselves, not copies, so that loading fills them in place."""
-    state = dict(model.state_dict())
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
+    state, names = dict(model.state_dict()), {parameter: name for name, parameter in model.named_parameters()}
+    for optimizer in optimizers:
+        adam = isinstance(optimizer, torch.optim.AdamW)
+        for parameter in sum((group["params"] for group in optimizer.param_groups), []):
             moments = optimizer.state[parameter]  # empty before the first step
-            moments.setdefault("step", torch.zeros((), device=parameter.device))
-            for key in ("exp_avg", "exp_avg_sq"):
-                moments.setdefault(key, torch.zeros_like(parameter, requires_grad=False))
-            state |= {f"{key} of {name}": value for key, value in moments.items()}
+            for key in ("exp_avg", "exp_avg_sq") if adam else ("momentum_buffer",):
+                moments[key] = torch.zeros_like(parameter, requires_grad=False)
+            if adam:
+                moments["step"] = torch.zeros((), device=parameter.device)
+            state |= {f"{key} of {names[parameter]}": value for key, value in moments.items()}
     return state
 
 

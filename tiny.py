@@ -1,11 +1,12 @@
 """The tiny model: its sizes, its own VAE, and a look at what it paints while it learns."""
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import data
@@ -17,11 +18,18 @@ from sample import generate_images
 from siglip import SigLIPConfig
 from vae import PATCH, VAE, VAEConfig
 
-# Adam moves all weights equally fast, so an output that sums over many inputs runs ahead of a word's embedding, and pictures
-# drown the text. From nothing, words need to learn faster than the projector.
-PACES = {"qwen.embed_tokens.weight": 5.0} | {f"projector.mlp.{i}.{kind}": 0.2 for i in (0, 2) for kind in ("weight", "bias")}
 
+def toy_groups(trained: dict[str, nn.Parameter]) -> tuple[list[dict], list[nn.Parameter]]:
+    """Parameters by name -> groups for AdamW, and the matrices inside of the transformers, for Muon.
 
+    Muon gives all directions of a matrix's update the same size, so that what few samples ask for, the shape of a small object
+    say, is learnt as fast as what all ask for. Adam moves all weights equally fast, so the outputs that sum over many inputs
+    run ahead of a word's embedding, and pictures drown the text: from nothing, words need to learn faster."""
+    words, matrices, rest = [], [], []
+    for name, p in trained.items():
+        inside = re.search(r"\.(layers|blocks|mlp)\.", name) and "modulation" not in name and p.ndim == 2
+        (words if name == "qwen.embed_tokens.weight" else matrices if inside else rest).append(p)
+    return [{"params": rest}, {"params": words, "pace": 5.0}], matrices
 
 
 def tiny_model() -> Cheers:

@@ -38,7 +38,7 @@ from parallel import (
     training_state, write_lines,
 )
 from plan import plan, unit_costs
-from tiny import PACES, look, measure_latents, tiny_model, vae_step
+from tiny import look, measure_latents, tiny_model, toy_groups, vae_step
 
 
 # ---- recipes ---------------------------------------------------------------------------------------------------
@@ -135,12 +135,15 @@ def fit(
     phase: str, model: nn.Module, recipe: Recipe, make_items: Callable[[], Dataset], step_function: Callable,
     args: argparse.Namespace, after_save: Callable[[int], dict] = lambda step: {}, flops: tuple = (0, 0, 0),
 ) -> None:
-    """Runs `step_function(model, item)` and AdamW from the newest checkpoint to the last step."""
+    """Runs `step_function(model, item)` and the optimizers, AdamW alone in the paper's stages, from the newest checkpoint to
+    the last step."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    paces = {name: 1.0 if args.stage else PACES.get(name, 1.0) for name in trained}
-    groups = [{"params": [trained[n] for n in trained if paces[n] == pace], "pace": pace} for pace in sorted({*paces.values()})]
-    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True)
-    state = training_state(model, optimizer)
+    groups, matrices = ([{"params": [*trained.values()]}], []) if args.stage else toy_groups(trained)
+    optimizers = [
+        torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True),
+        torch.optim.Muon([{"params": matrices}], lr=recipe.lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+    ]
+    state = training_state(model, optimizers)
     items = make_items()
     run = {"stage": args.stage, "seed": args.seed, "batch": recipe.batch, "data": {s.name: s.lines for s in items.sources}}
     manifest = resume(args.out, phase, state, run)
@@ -160,15 +163,16 @@ def fit(
     for step, item in enumerate(bar, start):
         window.data_arrived()
         rate = learning_rate(step, recipe)
-        for group in optimizer.param_groups:
-            group["lr"] = group["pace"] * rate
+        for group in sum((optimizer.param_groups for optimizer in optimizers), []):
+            group["lr"] = group.get("pace", 1.0) * rate
         with compute(args.device, args.dtype):
             losses = step_function(model, item)
         for p in trained.values():  # of a part that had nothing to do: Adam counts the step all the same
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         norm = nn.utils.clip_grad_norm_(trained.values(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         window.add(item, losses, norm)
 

@@ -413,7 +413,7 @@ model = Cheers.from_pretrained({str(TINY)!r}, "cpu", torch.float32)
 model.vae.requires_grad_(False)
 shard(model, start_process(), torch.float32, 1)
 trained = [p for p in model.parameters() if p.requires_grad]
-training_state(model, optimizer := torch.optim.AdamW(trained))
+training_state(model, [optimizer := torch.optim.AdamW(trained)])
 local = lambda x: 4 * (x.to_local() if hasattr(x, "to_local") else x).numel()
 if RANK == 0:
     print(sum(map(local, model.parameters())), sum(map(local, trained)),
