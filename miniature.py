@@ -11,7 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -151,11 +151,14 @@ class Study:
     steps: int
     dtype: str      # of the matrix products in training
     log: Path       # of the checkpoint's training, for Figure 4
+    seconds: float = 0.0  # that the rows took, also those of earlier calls
 
     @property
     def recipe(self) -> list:
         """All that the variants depend on, beside the seed."""
-        return [fingerprint(self.model, "vae."), self.steps, self.dtype, BATCH_OF_KIND, OBJECTS]
+        model = self.model
+        sizes = [model.config.to_json(), model.tokenizer.backend.to_str(), BATCH_OF_KIND, OBJECTS]
+        return [fingerprint(model, "vae."), *sizes, asdict(train.TOY), self.steps, self.dtype]
 
     def folder(self, name: str) -> Path:
         return self.out / "variants" / f"{slug(name)}-{digest([self.recipe, self.seed])}"
@@ -168,7 +171,9 @@ class Study:
             began = time.monotonic()
             value = make()
             write_json(path, {"name": name, "value": value, "seconds": time.monotonic() - began})
-        return read_json(path)["value"]
+        row = read_json(path)
+        self.seconds += row["seconds"]
+        return row["value"]
 
 
 def slug(name: str) -> str:
@@ -428,11 +433,10 @@ def paper(study: Study) -> Path:
     outline = {name: measures["outline error"] for name, measures in painting.items()}
     t = np.array(gate["t"])
     first, middle, last = (intensity[:, (low <= t) & (t < low + 1 / 3)].mean(1).tolist() for low in (0, 1 / 3, 2 / 3))
-    minutes = sum(read_json(path)["seconds"] for path in (out / "rows").glob("*.json")) / 60
     text = f"""# The paper in miniature
 
 Made by `python evaluate.py paper --steps {study.steps} --limit {study.limit} --seed {study.seed} --dtype {study.dtype}`
-in {minutes:.0f} minutes on {machine()}.
+in {study.seconds / 60:.0f} minutes on {machine()}.
 ± is one standard error. Differences are taken item by item; one within two of its errors is called none.
 
 The variants ({"; ".join(VARIANTS)}) are trained for {study.steps} steps

@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -98,7 +98,7 @@ def full_tensors(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
 # ---- checkpoints -----------------------------------------------------------------------------------------------
 
 
-def training_state(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+def training_state(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, Tensor]:
     """Every tensor that a step changes, by name: themselves, not copies, so that loading fills them in place."""
     state, names = dict(model.state_dict()), {parameter: name for name, parameter in model.named_parameters()}
     for optimizer in optimizers:

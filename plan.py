@@ -52,25 +52,29 @@ def unit_costs(model: Cheers) -> tuple[float, float, float]:
     return text / 128, seen - text * (m + 128) / 128, painted - seen
 
 
-def bytes_per_process(model: nn.Module, shards: int) -> dict[str, int]:
+def bytes_per_process(model: nn.Module, shards: int, matrices: list[nn.Parameter]) -> dict[str, int]:
     """Bytes of weights, gradients and optimizer in process 0, exactly: FSDP2 cuts the first dimension into equal pieces. The
-    frozen VAE is held whole by every process."""
+    frozen VAE is held whole by every process. `matrices` are trained by Muon, all else by AdamW."""
+    muon = {id(p) for p in matrices}
     sizes = {"weights": 0, "gradients": 0, "optimizer": 0}
     for name, p in model.named_parameters():
         here = p.numel() if name.startswith("vae.") else math.ceil(p.shape[0] / shards) * (p.numel() // p.shape[0])
         sizes["weights"] += 4 * here
         sizes["gradients"] += 4 * here * p.requires_grad
-        sizes["optimizer"] += (8 * here + 4) * p.requires_grad  # two moments, and a counter
+        # AdamW keeps two moments and a counter, Muon one moment
+        sizes["optimizer"] += (4 * here if id(p) in muon else 8 * here + 4) * p.requires_grad
     return sizes
 
 
-def plan(model: Cheers, recipe, args: argparse.Namespace, recompute: Callable[[Cheers], None]) -> None:
-    """Prints what a run of `recipe` would need. `recompute` switches activation checkpointing on."""
+def plan(
+    model: Cheers, recipe, args: argparse.Namespace, matrices: list[nn.Parameter], recompute: Callable[[Cheers], None]
+) -> None:
+    """Prints what a run of `recipe` would need. Muon trains `matrices`; `recompute` switches activation checkpointing on."""
     for part, module in (*model.named_children(), ("all", model)):
         numbers = [(p.numel(), p.requires_grad) for p in module.parameters()]
         print(f"{part:14} {sum(n for n, _ in numbers):14,} parameters, {sum(n for n, on in numbers if on):14,} trained")
     micro = min(args.micro_batch or recipe.batch, math.ceil(recipe.batch / args.gpus))
-    sizes, alone = (bytes_per_process(model, shards) for shards in (args.gpus // args.replicas, 1))
+    sizes, alone = (bytes_per_process(model, shards, matrices) for shards in (args.gpus // args.replicas, 1))
     m = (model.config.siglip.image_size // model.config.multiple) ** 2
     samples = {  # tokens, pictures, of these to paint, supervised tokens; 64 tokens of prompt, 64 of answer
         "understanding": (m + 128, 1, 0, 64),

@@ -4,7 +4,8 @@
     torchrun --nproc-per-node 8 train.py --stage 2 --data pairs.jsonl questions.jsonl text.jsonl --init runs/stage-1/model
 
 The recipe is the paper's (arXiv 2603.12793, sections 2.2 and 2.3): L_AR + λ·L_FM, t uniform in (0, 1), text dropped with
-probability 0.2, AdamW, clipping at 1.0, the VAE frozen, its decoder's copy D trained. The training step is `cheers_step`.
+probability 0.2, AdamW, clipping at 1.0, the VAE frozen, its decoder's copy D trained; the training step is `cheers_step`.
+Without `--stage`, times (`Recipe.shift`) and optimizers (`toy_groups`) are what a model needs that starts from nothing.
 What a step does depends on the seed and on where the sources stand, never on how many processes share it.
 """
 
@@ -66,7 +67,7 @@ STAGES = {
     4: Recipe(2e-5, "cosine", 128, 30_000, {"understanding": 1, "generation": 1}),
 }
 # What a picture will hold is decided early; where little can be trained, that is what it must be spent on.
-TOY = Recipe(1e-3, "cosine", 16, 20_000, PRETRAINING, shift=0.25)
+TOY = Recipe(1e-3, "cosine", 16, 15_000, PRETRAINING, shift=0.25)
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
@@ -135,15 +136,12 @@ def fit(
     phase: str, model: nn.Module, recipe: Recipe, make_items: Callable[[], Dataset], step_function: Callable,
     args: argparse.Namespace, after_save: Callable[[int], dict] = lambda step: {}, flops: tuple = (0, 0, 0),
 ) -> None:
-    """Runs `step_function(model, item)` and the optimizers, AdamW alone in the paper's stages, from the newest checkpoint to
-    the last step."""
+    """Runs `step_function(model, item)` and the optimizers from the newest checkpoint to the last step."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     groups, matrices = ([{"params": [*trained.values()]}], []) if args.stage else toy_groups(trained)
-    optimizers = [
-        torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True),
-        torch.optim.Muon([{"params": matrices}], lr=recipe.lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
-    ]
-    state = training_state(model, optimizers)
+    adam = torch.optim.AdamW(groups, recipe.lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True)
+    muon = torch.optim.Muon([{"params": matrices}], recipe.lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    state = training_state(model, optimizers := (adam, muon))
     items = make_items()
     run = {"stage": args.stage, "seed": args.seed, "batch": recipe.batch, "data": {s.name: s.lines for s in items.sources}}
     manifest = resume(args.out, phase, state, run)
@@ -283,7 +281,8 @@ def main(options: list[str] | None = None, kind: type[Cheers] = Cheers) -> None:
         with torch.device("meta"):
             model = Cheers(CheersConfig()) if args.stage else tiny_model()
         freeze(model, recipe)
-        return plan(model, recipe, args, partial(wrap_blocks, recompute=True, compiled=False))
+        matrices = [] if args.stage else toy_groups(dict(model.named_parameters()))[1]
+        return plan(model, recipe, args, matrices, partial(wrap_blocks, recompute=True, compiled=False))
     if args.export:
         return export(args.export, args.out)
     if recipe.batch % WORLD or WORLD % args.replicas:

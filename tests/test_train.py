@@ -24,6 +24,7 @@ from cheers import Cheers
 from conftest import ROOT
 from data import JsonLines, Mixture, ToySource, collate, make_sample, pack, shuffled
 from plan import bytes_per_process, cost
+from tiny import toy_groups
 from train import PRETRAINING, STAGES, TOY, freeze, learning_rate, wrap_blocks
 
 TINY = ROOT / "weights" / "tiny"
@@ -409,15 +410,17 @@ sys.path.insert(0, {str(ROOT)!r})
 import torch
 from cheers import Cheers
 from parallel import RANK, shard, start_process, training_state
+from tiny import toy_groups
 model = Cheers.from_pretrained({str(TINY)!r}, "cpu", torch.float32)
 model.vae.requires_grad_(False)
 shard(model, start_process(), torch.float32, 1)
 trained = [p for p in model.parameters() if p.requires_grad]
-training_state(model, [optimizer := torch.optim.AdamW(trained)])
+groups, matrices = toy_groups(dict((n, p) for n, p in model.named_parameters() if p.requires_grad))
+training_state(model, optimizers := [torch.optim.AdamW(groups), torch.optim.Muon([{{"params": matrices}}])])
 local = lambda x: 4 * (x.to_local() if hasattr(x, "to_local") else x).numel()
 if RANK == 0:
     print(sum(map(local, model.parameters())), sum(map(local, trained)),
-          sum(local(x) for p in trained for x in optimizer.state[p].values()))
+          sum(local(x) for optimizer in optimizers for moments in optimizer.state.values() for x in moments.values()))
 """)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     done = subprocess.run(launch, capture_output=True, text=True)
@@ -425,7 +428,8 @@ if RANK == 0:
     with torch.device("meta"):
         model = Cheers(tiny.config)
     freeze(model, TOY)
-    assert list(bytes_per_process(model, 2).values()) == [int(word) for word in done.stdout.split()]
+    matrices = toy_groups(dict(model.named_parameters()))[1]
+    assert list(bytes_per_process(model, 2, matrices).values()) == [int(word) for word in done.stdout.split()]
 
 
 def test_the_plan_prints(tmp_path):
