@@ -19,13 +19,12 @@ from cheers import Cheers, write_json
 from data import open_picture
 from miniature import Study, evaluate_shapes, paper, table
 from parallel import RANK, shared, start_process
-from questions import BENCHMARKS, EASY, Questions, answer, ask, easy_rows, prepare_easy_vqa, summarize
+from questions import BENCHMARKS, EASY, Questions, answer, ask, easy_rows, first, prepare_easy_vqa, summarize
 from sample import complete
 
 
 def open_model(args: argparse.Namespace) -> Cheers:
-    device, dtype = start_process(), getattr(args, "model_dtype", None)
-    name = getattr(args, "device", None) or device
+    dtype, name = getattr(args, "model_dtype", None), getattr(args, "device", None) or args.best_device
     try:
         device = torch.device(name)
         torch.ones(1, device=device).item()
@@ -70,7 +69,7 @@ def run_understanding(args: argparse.Namespace) -> None:
         raise ValueError(f"there is no benchmark {name}; choose --benchmark from {', '.join(BENCHMARKS)}")
     file = Questions(args.tsv)
     texts = {question["index"]: ask(question, BENCHMARKS[name]) for question in file.rows}
-    questions, model = file.rows[: args.limit], open_model(args)
+    questions, model = first(BENCHMARKS[name], file.rows, args.limit), open_model(args)
     belongs = {"model": identity(model, args.model), "questions": digest(texts)}
     claim(args.out / f"{name}-settings.json", belongs, f"{name}.jsonl")
     prompt = lambda question: texts[question["index"]]
@@ -158,6 +157,7 @@ def main() -> None:
             args.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"cannot write {args.out} ({error.strerror}); choose another --out") from None
+    args.best_device = start_process()
     args.run(args)
     if dist.is_initialized():
         dist.destroy_process_group()

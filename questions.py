@@ -189,12 +189,23 @@ def ask(question: dict, benchmark: Benchmark) -> str:
     return text + "Please select the correct answer from the options above. \n" + benchmark.choose
 
 
+def key(benchmark: Benchmark, question: dict) -> str | int:
+    """The same for all rotations of a question's options, which a circular benchmark numbers a million apart."""
+    return int(question["index"]) % 1_000_000 if benchmark.circular else question["index"]
+
+
+def first(benchmark: Benchmark, questions: list[dict], limit: int | None) -> list[dict]:
+    """The first `limit` questions, each with all its rotations."""
+    chosen = set([*dict.fromkeys(key(benchmark, question) for question in questions)][:limit])
+    return [question for question in questions if key(benchmark, question) in chosen]
+
+
 def summarize(benchmark: Benchmark, questions: list[dict], predictions: list[str]) -> list[dict]:
     """Rows in percent: overall, then by split and category."""
     parts: dict[str, list] = {"overall": []}
     turns: dict = {}
-    for number, (question, said) in enumerate(zip(questions, predictions)):
-        turns.setdefault(int(question["index"]) % 1_000_000 if benchmark.circular else number, []).append((question, said))
+    for question, said in zip(questions, predictions):
+        turns.setdefault(key(benchmark, question), []).append((question, said))
     pope = benchmark.score is yes_no
     for group in turns.values():
         question, right = group[0][0], min(benchmark.score(said, asked) for asked, said in group)

@@ -24,7 +24,7 @@ import shapes
 from benchmarks import fulfils, geneval_score, relations
 from conftest import ROOT
 from data import open_picture, to_pixels
-from questions import BENCHMARKS, Questions, ask, contained, last_letter, letter, mathvista, relaxed, summarize, vqa, yes_no
+from questions import BENCHMARKS, Questions, ask, contained, first, last_letter, letter, mathvista, relaxed, summarize, vqa, yes_no
 from sample import generate_images, seeded_noise
 
 PROMPTS = [
@@ -237,6 +237,7 @@ def test_rotations_must_all_be_right_and_mmmu_keeps_its_parts_apart():
     question = {"A": "x", "B": "y", "answer": "A", "category": "c"}
     asked = [question | {"index": str(i + turn)} for turn in (0, 1_000_000) for i in (3, 4)]
     rows = {row["name"]: row for row in summarize(BENCHMARKS["MMBench_DEV_EN_V11"], asked, ["A", "A", "B", "A"])}
+    assert first(BENCHMARKS["MMBench_DEV_EN_V11"], asked, 1) == asked[::2]  # with its other rotation
     assert rows["overall"]["value"] == 50 and rows["overall"]["count"] == 2 and rows["overall"]["paper"] == 70.4
     asked = [question | {"index": str(i), "split": split} for i, split in enumerate(["dev", "validation", "validation"])]
     rows = {row["name"]: row for row in summarize(BENCHMARKS["MMMU_DEV_VAL"], asked, ["A", "B", "A"])}
