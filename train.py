@@ -3,10 +3,9 @@
     python train.py --out runs/tiny                                    # on a laptop: VAE first, then everything else
     torchrun --nproc-per-node 8 train.py --stage 2 --data pairs.jsonl questions.jsonl text.jsonl --init runs/stage-1/model
 
-The recipe is the paper's (arXiv 2603.12793, sections 2.2 and 2.3): L_AR + λ·L_FM, t uniform in (0, 1), text dropped with
-probability 0.2, AdamW, clipping at 1.0, the VAE frozen, its decoder's copy D trained; the training step is `cheers_step`.
-Without `--stage`, times (`Recipe.shift`) and optimizers (`toy_groups`) are what a model needs that starts from nothing.
-What a step does depends on the seed and on where the sources stand, never on how many processes share it.
+The recipe is the paper's (arXiv 2603.12793, sections 2.2 and 2.3): L_AR + λ·L_FM, t uniform, text dropped with probability 0.2,
+AdamW, clipping at 1.0, the VAE frozen, its copy D trained. Without `--stage`, times (`Recipe.shift`) and optimizers (`toy_groups`)
+suit a start from nothing. A step depends on the seed and on where the sources stand, never on how many processes share it.
 """
 
 import argparse
