@@ -389,7 +389,7 @@ def machine() -> str:
 
 def paper(study: Study) -> Path:
     """Trains what is missing, measures, and writes OUT/report.md with its figures. Returns its path."""
-    model, out, shipped, recipe = study.model, study.out, fingerprint(study.model), study.recipe
+    model, out, shipped, recipe, study.seconds = study.model, study.out, fingerprint(study.model), study.recipe, 0.0
     scores = study.cached("shapes", shipped, lambda: evaluate_shapes(model, out, study.limit, study.seed))
     asked = study.cached("questions", shipped, lambda: by_kind(answer_questions(model, 10 * study.limit, study.seed)))
     gate = study.cached("gate", shipped, lambda: gate_measures(study, out / "figure-5a.png"))
