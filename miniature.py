@@ -11,7 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -151,7 +151,7 @@ class Study:
     steps: int
     dtype: str      # of the matrix products in training
     log: Path       # of the checkpoint's training, for Figure 4
-    seconds: float = 0.0  # that the rows took, also those of earlier calls
+    seconds: dict[Path, float] = field(default_factory=dict)  # that each row of the report took, when it was made
 
     @property
     def recipe(self) -> list:
@@ -172,7 +172,7 @@ class Study:
             value = make()
             write_json(path, {"name": name, "value": value, "seconds": time.monotonic() - began})
         row = read_json(path)
-        self.seconds += row["seconds"]
+        self.seconds[path] = row["seconds"]
         return row["value"]
 
 
@@ -389,7 +389,7 @@ def machine() -> str:
 
 def paper(study: Study) -> Path:
     """Trains what is missing, measures, and writes OUT/report.md with its figures. Returns its path."""
-    model, out, shipped, recipe, study.seconds = study.model, study.out, fingerprint(study.model), study.recipe, 0.0
+    model, out, shipped, recipe = study.model, study.out, fingerprint(study.model), study.recipe
     scores = study.cached("shapes", shipped, lambda: evaluate_shapes(model, out, study.limit, study.seed))
     asked = study.cached("questions", shipped, lambda: by_kind(answer_questions(model, 10 * study.limit, study.seed)))
     gate = study.cached("gate", shipped, lambda: gate_measures(study, out / "figure-5a.png"))
@@ -436,7 +436,7 @@ def paper(study: Study) -> Path:
     text = f"""# The paper in miniature
 
 Made by `python evaluate.py paper --steps {study.steps} --limit {study.limit} --seed {study.seed} --dtype {study.dtype}`
-in {study.seconds / 60:.0f} minutes on {machine()}.
+in {sum(study.seconds.values()) / 60:.0f} minutes on {machine()}.
 ± is one standard error. Differences are taken item by item; one within two of its errors is called none.
 
 The variants ({"; ".join(VARIANTS)}) are trained for {study.steps} steps

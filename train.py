@@ -140,7 +140,7 @@ def fit(
     groups, matrices = ([{"params": [*trained.values()]}], []) if args.stage else toy_groups(trained)
     adam = torch.optim.AdamW(groups, recipe.lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True)
     muon = torch.optim.Muon([{"params": matrices}], recipe.lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
-    state = training_state(model, optimizers := (adam, muon))
+    state = training_state(model, (adam, muon))
     items = make_items()
     run = {"stage": args.stage, "seed": args.seed, "batch": recipe.batch, "data": {s.name: s.lines for s in items.sources}}
     manifest = resume(args.out, phase, state, run)
@@ -160,14 +160,14 @@ def fit(
     for step, item in enumerate(bar, start):
         window.data_arrived()
         rate = learning_rate(step, recipe)
-        for group in sum((optimizer.param_groups for optimizer in optimizers), []):
+        for group in adam.param_groups + muon.param_groups:
             group["lr"] = group.get("pace", 1.0) * rate
         with compute(args.device, args.dtype):
             losses = step_function(model, item)
         for p in trained.values():  # of a part that had nothing to do: Adam counts the step all the same
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         norm = nn.utils.clip_grad_norm_(trained.values(), 1.0)
-        for optimizer in optimizers:
+        for optimizer in (adam, muon):
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
