@@ -434,7 +434,7 @@ def gpt(text: str) -> dict:
 def generation(rng: np.random.Generator, objects: int, side: int):
     scene = shapes.random_scene(rng, objects)
     # Full descriptions teach the words, short prompts what may be left open; the wider the world, the more of these.
-    caption = shapes.describe(scene) if rng.random() < (0.4 if objects > 2 else 0.8) else shapes.caption(scene, rng)
+    caption = shapes.describe(scene) if rng.random() < (0.2 if objects > 2 else 0.6) else shapes.caption(scene, rng)
     request = PAINT_REQUEST if rng.random() < 0.2 else ""
     return [human(caption + request), gpt(PAINT)], [shapes.draw(scene, side)]
 

@@ -202,22 +202,29 @@ def draw(scene: Scene, side: int = 32) -> Image.Image:
 
 # ---- describing, asking, editing -------------------------------------------------------------------------------------
 
-def describe(scene: Scene) -> str:
-    """The one full caption: of two groups the left or upper one comes first, or where neither is clear, the one whose object
-    is met first in reading, so that it depends on nothing but the picture."""
+def in_reading_order(scene: Scene) -> list[Specification]:
+    """The scene's views: first that whose first group lies left or above, or where neither is clear, holds the object that is
+    met first in reading."""
     def place(view):  # rows weigh more than columns
         first = min(o.y + o.x / 2 for o in scene.objects if view.groups[0].fits(o))
         return view.relation in ("right of", "below"), first
-    return min(scene.views, key=place).text
+    return sorted(scene.views, key=place)
+
+
+def describe(scene: Scene) -> str:
+    """The one full caption, in reading order, so that it depends on nothing but the picture."""
+    return in_reading_order(scene)[0].text
 
 
 def caption(scene: Scene, rng: Generator) -> str:
-    """A true caption in the prompts' grammar that names a random part of what there is to see."""
-    views = scene.views
-    view = views[len(views) == 2 and rng.random() < 0.5]
-    if rng.random() < 0.4 and len({g.shape for g in view.groups}) == len(views):
+    """A true caption in the prompts' grammar that names a random part of what there is to see. Groups are named in reading
+    order; only a relation can be told from either side."""
+    views = in_reading_order(scene)
+    related = views[0].relation and rng.random() < 0.6
+    view = views[1 if related and rng.random() < 0.5 else 0]
+    if rng.random() < 0.5 and len({g.shape for g in view.groups}) == len(views):
         view = replace(view, groups=tuple(replace(g, color=None) for g in view.groups))
-    return replace(view, relation=view.relation if rng.random() < 0.6 else None,
+    return replace(view, relation=view.relation if related else None,
                    background=view.background if rng.random() < 0.3 else None).text
 
 
