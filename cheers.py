@@ -440,8 +440,7 @@ def find_folder(name_or_folder: str | Path, revision: str | None = None) -> Path
         return Path(snapshot_download(str(name_or_folder), revision=revision, allow_patterns=wanted))
     except (OSError, HTTPError) as error:
         reason = str(error).strip().split("\n")[0]
-        sentence = f"{name_or_folder} is neither a folder here nor could it be fetched from the hub: {reason}"
-        raise FileNotFoundError(sentence) from error
+        raise FileNotFoundError(f"{name_or_folder} is no folder here and could not be fetched from the hub: {reason}") from error
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -484,8 +483,9 @@ def load_tensors(model: nn.Module, names: dict[str, str], files: list[Path], ign
         raise ValueError(f"{files[0].parent} does not fit the configuration: {listed}")
     loaded = {}
     for file in files:
-        with safe_open(file, framework="pt") as opened:
-            for ours, name in names.items():
-                if where[name][0] == file:  # copied, so that no tensor keeps the file mapped
+        here = [(ours, name) for ours, name in names.items() if where[name][0] == file]
+        for start in range(0, len(here), 50):  # opened anew, as what was read stays in memory until the file is closed
+            with safe_open(file, framework="pt") as opened:
+                for ours, name in here[start : start + 50]:
                     loaded[ours] = opened.get_tensor(name).to(device, dtype, copy=True)
     model.load_state_dict(loaded, strict=False, assign=True)

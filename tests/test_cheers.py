@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -154,23 +155,25 @@ def test_the_ignored_tensors_may_be_there(golden_folder, tmp_path):
     Cheers.from_pretrained(tmp_path, device="cpu")
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
 def test_loading_keeps_memory_near_the_size_of_the_weights(golden_folder, tmp_path):
     wide = json.loads((golden_folder / "config.json").read_text())
-    wide["text_config"] |= {"vocab_size": 1_000_000, "hidden_size": 64}  # 256 MB of embedding in float32
+    wide["text_config"] |= {"intermediate_size": 6_000, "num_hidden_layers": 60}  # 276 MB in 180 matrices
     config = CheersConfig.from_json(wide)
     model = Cheers(config)
     model.initialise()
     model.save_pretrained(tmp_path)
     del model
     script = (
-        "import resource, sys; from cheers import Cheers; peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
+        "import re, sys; from cheers import Cheers;"  # not ru_maxrss, which begins at the parent's
+        "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]);"
         "before = peak(); model = Cheers.from_pretrained(sys.argv[1], device='cpu');"
         "print((peak() - before) * 1024, sum(t.nbytes for t in model.state_dict().values()))"
     )
     command = [sys.executable, "-c", script, str(tmp_path)]
     grown, size = map(int, subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split())
-    # one tensor at a time is held twice: mapped from the file while it is copied
-    assert grown < 2.2 * size
+    # 50 tensors at a time are held twice: mapped from the file while they are copied
+    assert grown < 1.4 * size
     assert size > 250e6
 
 
@@ -246,7 +249,7 @@ def test_a_hub_name_is_fetched_once_and_then_works_offline(golden_folder, tmp_pa
         assert wrong.returncode == 1 and "FileNotFoundError: ai9stars/Cheers" in wrong.stderr
     assert open_from_hub(None, tmp_path, HF_HUB_OFFLINE="1").returncode == 0
     nothing = open_from_hub(None, tmp_path / "empty", HF_HUB_OFFLINE="1")
-    assert nothing.returncode == 1 and "neither a folder here nor could it be fetched" in nothing.stderr
+    assert nothing.returncode == 1 and "no folder here and could not be fetched" in nothing.stderr
 
 
 def test_an_interrupted_download_ends_in_the_right_bytes_or_a_clear_sentence(golden_folder, tmp_path):
