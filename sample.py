@@ -142,11 +142,12 @@ def complete(model: Cheers, **chosen: float | None) -> dict:
 
 
 def picture_size(model: Cheers, size: int | tuple[int, int] | None) -> tuple[int, int]:
-    """(width, height), the trained square when left out. Raises ValueError unless both are multiples of 2f."""
+    """(width, height), the trained square when left out. ValueError unless both are multiples of 2f and not too large."""
     width, height = (size, size) if isinstance(size, int) else size or (model.config.siglip.image_size,) * 2
-    unit = model.config.multiple
-    if any(side < unit or side % unit for side in (width, height)):
-        raise ValueError(f"a size of {width}x{height} does not fit: both sides must be positive multiples of {unit}")
+    unit, room = model.config.multiple, model.config.qwen.max_position_embeddings
+    if any(side < unit or side % unit for side in (width, height)) or width * height > room * unit**2:
+        raise ValueError(f"a size of {width}x{height} does not fit: both sides must be positive multiples of {unit}, "
+                         f"and the model takes {room} visual tokens of {unit}x{unit}")
     return width, height
 
 
@@ -406,8 +407,7 @@ def parse_arguments() -> argparse.Namespace:
     painting_only = args.released or args.heatmaps or args.negative is not None or args.num != 1
     suffix = args.out.suffix.lower()
     for wrong, sentence in (
-        (args.edit and (args.chat or not args.image),
-         "--edit needs the picture to change, --image FILE, and no --chat"),
+        (args.edit and (args.chat or not args.image), "--edit needs the picture to change, --image FILE, and no --chat"),
         (not args.prompts and not args.chat, "a PROMPT is missing, for example: a red circle"),
         (args.answers and painting_only, "--released, --heatmaps, --negative and --num are for painting and editing"),
         (args.num < 1, "--num must be at least 1"),

@@ -290,6 +290,7 @@ BAD = {
     "top-p": (["What?", "--chat", "--top-p", "0"], "top_p in (0, 1]"),
     "edit without a picture": (["a circle", "--edit"], "--edit needs the picture"),
     "size": (["a circle", "--size", "33"], "multiples of 8"),
+    "huge": (["a circle", "--size", "100000x100000"], "1024 visual tokens"),
     "size in words": (["a circle", "--size", "big"], "is not a size"),
     "steps": (["a circle", "--steps", "0"], "steps must be at least 1"),
     "guidance": (["a circle", "--guidance", "nan"], "guidance must be a finite number"),
