@@ -235,6 +235,8 @@ def geneval_score(metadata: list[dict], detections: Path) -> list[dict]:
     seen = set()
     for line in json_lines(detections, "index", "picture", "objects"):
         place = (line["index"], line["picture"])
+        if not all(isinstance(number, int) for number in place):
+            raise ValueError(f"{detections}: index and picture must be whole numbers, not {place}")
         if place in seen or line["index"] not in range(len(metadata)):
             problem = "comes twice" if place in seen else f"has no prompt; there are {len(metadata)}"
             raise ValueError(f"{detections}: picture {place[1]} of index {place[0]} {problem}")

@@ -305,8 +305,11 @@ class Cheers(nn.Module):
     def from_configuration(cls, folder: Path) -> "Cheers":
         """The model of a folder on the meta device, without weights; with its tokenizer and sampling defaults."""
         config = CheersConfig.from_json(read_json(folder / "config.json"))
-        with torch.device("meta"):
-            model = cls(config)
+        try:
+            with torch.device("meta"):
+                model = cls(config)
+        except (TypeError, ArithmeticError, IndexError, RuntimeError) as error:
+            raise ValueError(f"{folder / 'config.json'} holds sizes that no model can have ({error})") from None
         model.tokenizer = Tokenizer.from_folder(folder)
         if (folder / "generation_config.json").exists():
             stored = read_json(folder / "generation_config.json")
@@ -446,8 +449,9 @@ def find_folder(name_or_folder: str | Path, revision: str | None = None) -> Path
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint folder: those its index names, or model.safetensors."""
     if (folder / INDEX).exists():
-        index = read_json(folder / INDEX)
-        files = [folder / name for name in sorted(set((index.get("weight_map") or {}).values()))]
+        if not isinstance(names := read_json(folder / INDEX).get("weight_map"), dict):
+            raise ValueError(f"{folder / INDEX} holds no weight_map; fetch the checkpoint again")
+        files = [folder / name for name in sorted({str(name) for name in names.values()})]
     else:
         files = [folder / "model.safetensors"]
     missing = [file.name for file in files if not file.exists()]

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -301,11 +302,14 @@ def line_offsets(path: Path, spare: Path) -> np.ndarray:
         partial = index.with_suffix(f".{os.getpid()}")
         bar = tqdm(total=size, desc=f"index of {path.name}", unit="B", unit_scale=True)
         with open(path, "rb") as lines, open(partial, "wb") as offsets, bar:
-            np.zeros(min(size, 1), np.uint64).tofile(offsets)
+            begin = 0
             while block := lines.read(1 << 24):
-                begins = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + (lines.tell() - len(block) + 1)
-                begins[begins < size].astype(np.uint64).tofile(offsets)
+                ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + (lines.tell() - len(block))
+                begins = np.append(begin, ends + 1)
+                begin = begins[-1]
+                begins[:-1][ends - begins[:-1] > 1].astype(np.uint64).tofile(offsets)  # an empty line is no sample
                 bar.update(len(block))
+            np.array([begin][: int(size - begin > 1)], np.uint64).tofile(offsets)  # the last line may lack its end
         os.replace(partial, index)
     if not index.stat().st_size:
         raise ValueError(f"{path} holds no samples")
@@ -418,6 +422,20 @@ class Mixture(Dataset):
         times = [t for sample in samples for t in sample.t]
         taken = {source.name: int(position) for source, position in zip(self.sources, positions)}
         return Step(batches, tokens, (len(times), sum(t < 1 for t in times)), seen, damaged, skipped, taken)
+
+
+def check_damage(sources: list, seen: np.ndarray, damaged: np.ndarray, limit: float, log: Path) -> None:
+    """Raises ValueError when too large a share of a source's lines (of one pass or 10,000 at least) is damaged."""
+    for source, read, bad in zip(sources, seen, damaged):
+        if bad > limit * max(read, min(source.lines, 10_000)):
+            raise ValueError(f"{bad} of {read} lines of {source.name} are damaged, see {log}; "
+                             "mend them or raise --skip-limit")
+
+
+def ignore_signals(_worker: int) -> None:
+    """torchrun and terminals send their signals to the processes that read samples too, which are still needed."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 # ---- the toy world as a source of samples ----------------------------------------------------------------------

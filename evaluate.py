@@ -7,6 +7,7 @@ geneval, geneval-score, dpg, understanding and easy-vqa are the public benchmark
 """
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -69,7 +70,12 @@ def run_understanding(args: argparse.Namespace) -> None:
         raise ValueError(f"there is no benchmark {name}; choose --benchmark from {', '.join(BENCHMARKS)}")
     file = Questions(args.tsv)
     texts = {question["index"]: ask(question, BENCHMARKS[name]) for question in file.rows}
-    questions, model = first(BENCHMARKS[name], file.rows, args.limit), open_model(args)
+    try:
+        questions = first(BENCHMARKS[name], file.rows, args.limit)
+        summarize(BENCHMARKS[name], questions, [""] * len(questions))  # what scoring lacks is said before the work
+    except (KeyError, ValueError, re.error) as error:
+        raise ValueError(f"{args.tsv} cannot be scored as {name} ({type(error).__name__}: {error})") from None
+    model = open_model(args)
     belongs = {"model": identity(model, args.model), "questions": digest(texts)}
     claim(args.out / f"{name}-settings.json", belongs, f"{name}.jsonl")
     prompt = lambda question: texts[question["index"]]

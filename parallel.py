@@ -11,6 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -189,7 +190,7 @@ def resume(out: Path, phase: str, state: dict[str, Tensor], run: dict) -> dict:
             say(f"{folder} is damaged ({problem}); it is set aside")
             continue
         manifest = read_json(folder / "manifest.json")
-        if other := [name for name in run if run[name] != manifest["run"][name]]:
+        if other := [name for name in run if json.dumps(run[name]) != json.dumps(manifest["run"][name])]:  # order counts
             raise ValueError(f"{folder} is of a run with another {', '.join(other)}; choose another --out, "
                              "or train its model further with --init")
         load(folder, state)
@@ -210,10 +211,13 @@ def export(folder: Path, out: Path) -> None:
 
 
 def forget(path: Path, phase: str, start: int) -> None:
-    """Drops the lines of steps that will be done again."""
+    """Drops the lines of steps that will be done again, and what a kill left half written."""
     if path.exists():
-        whole = path.read_text().rpartition("\n")[0].splitlines()  # a kill leaves half a line
-        kept = [line for line in whole if (c := json.loads(line))["phase"] != phase or c["step"] <= start]
+        kept = []
+        for line in path.read_text(errors="replace").splitlines():
+            with suppress(ValueError):
+                entry = json.loads(line)
+                kept += [line] * (entry["phase"] != phase or entry["step"] <= start)
         unfinished = path.with_suffix(".partial")
         unfinished.write_text("".join(f"{line}\n" for line in kept))
         os.replace(unfinished, path)

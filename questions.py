@@ -15,6 +15,8 @@ import re
 import shutil
 import string
 import sys
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -343,7 +345,7 @@ def prepare_easy_vqa(source: Path, out: Path) -> list[dict]:
             os.replace(partial, out / "train.jsonl")
         tests = json.loads((out / EASY / "test/questions.json").read_text())
         return [{"index": str(k), "question": q, "answer": a, "image": f"{n}.png"} for k, (q, a, n) in enumerate(tests)]
-    except (shutil.ReadError, ValueError, EOFError) as error:
+    except (shutil.ReadError, zipfile.BadZipFile, zlib.error, ValueError, EOFError) as error:
         raise ValueError(f"{source} cannot be used: {error}") from None
     except OSError as error:
         raise OSError(f"cannot write to {out} ({error.strerror}); choose another --out") from None

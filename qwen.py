@@ -8,6 +8,7 @@ Shape letters: B batch, L new tokens, K keys (cached and new), C width, N heads,
 """
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -202,6 +203,8 @@ class Tokenizer:
             raise ValueError(f"the tokenizer in {folder} cannot be read ({error}); fetch its files again") from error
 
     def encode(self, text: str) -> list[int]:
+        if re.search("[\ud800-\udfff]", text):  # what Python makes of bytes that are no text
+            raise ValueError("the prompt is not valid UTF-8")
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: list[int]) -> str:

@@ -179,8 +179,8 @@ def prompt_ids(model: Cheers, prompt: Prompt, visuals: list[Tensor], painting: b
             prompt = [{"role": "user", "content": f"{LOOK}\n" * len(visuals) + prompt}]
         ids = model.tokenizer.encode(chat(prompt)) + [model.config.special.image_start] * painting
     placeholders = int(model.is_image(torch.tensor(ids)).sum())
-    if placeholders != len(visuals):
-        raise ValueError(f"the prompt has {placeholders} picture placeholders for {len(visuals)} pictures")
+    if not ids or placeholders != len(visuals):
+        raise ValueError(f"the prompt of {len(ids)} ids has {placeholders} picture placeholders for {len(visuals)} pictures")
     return expand(ids, [len(tokens) for tokens in visuals], model.config)[0]
 
 
@@ -203,7 +203,7 @@ def generate_images(
         conditional and the unconditional prompt, and the flow starts a tenth of the way towards the first.
     grid: "exact" or "released" (`schedule`). solver: "euler", or "adams", of second order at the same cost.
     interval: guidance is left out, and its cost with it, where t is not in [low, high).
-    dummy_pixels: (B, 3, S, S) or pictures, the noise before prompts.
+    dummy_pixels: (B, 3, S, S) or B pictures, the noise before prompts.
     watch: called with every `Step`. progress: shows a bar."""
     if isinstance(prompts, str) or not all(len(prompt) for prompt in prompts) or not len(prompts):
         raise ValueError("prompts must be a list of prompts, none of them empty")
@@ -216,8 +216,10 @@ def generate_images(
         if len(sources) != len(prompts) or width != height or steps < 1:
             raise ValueError("editing needs a source picture for each prompt, a square size and at least 2 steps")
         encoded, visuals = zip(*(look(model, s if isinstance(s, list) else [s], width) for s in sources))
+        shape, *others = {tuple(latents[0].shape[1:]) for latents in encoded}  # a tensor's size is the result's
+        if others:
+            raise ValueError("pictures that are edited together must have one size")
         z_source = torch.cat([latents[0] for latents in encoded]).float()
-        shape = tuple(z_source.shape[1:])
 
     rows = [prompt_ids(model, p, v, painting=True) for p, v in zip(prompts, visuals)]
     if guidance != 1:
@@ -225,6 +227,8 @@ def generate_images(
                  for row, v in zip(rows, visuals)]
         visuals = visuals * 2
     if dummy_pixels is not None:
+        if len(dummy_pixels) != len(prompts):
+            raise ValueError(f"there are {len(dummy_pixels)} dummy pictures for {len(prompts)} prompts")
         dummies = look(model, dummy_pixels, model.config.siglip.image_size)[1] * (len(rows) // len(prompts))
         causal = len(dummies[0])
         rows = [[model.config.special.image] * causal + row for row in rows]
@@ -287,7 +291,9 @@ def stream(
         for k in live:
             token = choose(logits[k], temperature, top_p, generators[k])
             opens = token == special.image_start
-            if token == special.end_of_turn or len(rows[k]) + picture_tokens * opens >= room:
+            if opens and paint and len(rows[k]) + picture_tokens >= room:
+                raise ValueError("no room is left for the answer's picture: choose a smaller size, or say less before it")
+            if token == special.end_of_turn or len(rows[k]) >= room:
                 continue
             new[k] = [token]
             if opens and paint:
@@ -362,7 +368,7 @@ def save_png(picture: Picture, path: Path, prompt: str, seed: int, settings: dic
 
 def output_path(out: Path, prompt: str, seed: int, index: int) -> Path:
     """`out` if it names a PNG, else a name in the folder `out`. Makes the folder; ValueError if it cannot."""
-    words = "-".join(re.findall(r"\w+", prompt.lower()))[:60] or "picture"
+    words = "-".join(re.findall(r"\w+", prompt.lower()))[:40] or "picture"
     path = out if out.suffix.lower() == ".png" else out / f"{words}-{seed}-{index}.png"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -412,7 +418,6 @@ def parse_arguments() -> argparse.Namespace:
         (args.answers and painting_only, "--released, --heatmaps, --negative and --num are for painting and editing"),
         (args.num < 1, "--num must be at least 1"),
         (not 0 <= (args.seed or 0) < 2**63, "--seed must be in [0, 2**63)"),
-        (re.search("[\ud800-\udfff]", "".join([*args.prompts, args.negative or ""])), "a PROMPT is not valid UTF-8"),
         (not all(args.prompts), "a PROMPT is empty"),
         (suffix in ".jpg .jpeg .webp .gif".split(), "pictures are written as PNG; give --out a name.png or a folder"),
         (suffix == ".png" and (args.chat or not args.answers and len(args.prompts) * args.num > 1),

@@ -150,7 +150,7 @@ def fit(
         shared(partial(forget, args.out / file, phase, start))
     loader = DataLoader(
         items, batch_size=None, sampler=range(start, recipe.steps), num_workers=args.workers, prefetch_factor=4,
-        worker_init_fn=ignore_signals,
+        worker_init_fn=data.ignore_signals,
     )
     lines = np.array(manifest["taken"]).reshape(2, -1)                             # (2, sources): seen, damaged
     stops, save_seconds, window = [], 0.0, Window(flops, args.device)
@@ -177,7 +177,7 @@ def fit(
         done, last = step + 1, step + 1 == recipe.steps
         lines = lines + np.array(new, int).reshape(2, -1)
         write_lines(args.out / "skipped.jsonl", [{"phase": phase, "step": done} | entry for entry in item.skipped])
-        check_damage(items.sources, *lines, args)
+        data.check_damage(items.sources, *lines, args.skip_limit, args.out / "skipped.jsonl")
         if done % args.log_every == 0 or last or stopping:
             skipped = {"skipped": dict(zip(item.positions, lines[1].tolist())), "positions": item.positions}
             line = {"phase": phase, "step": done, "lr": rate} | window.close() | skipped
@@ -202,20 +202,6 @@ def fit(
         signal.signal(number, handler)
 
 
-def ignore_signals(_worker: int) -> None:
-    """torchrun and terminals send their signals to the processes that read samples too, which are still needed."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def check_damage(sources: list, seen: np.ndarray, damaged: np.ndarray, args: argparse.Namespace) -> None:
-    """Raises ValueError when too large a share of a source's lines (of one pass or 10,000 at least) is damaged."""
-    for source, read, bad in zip(sources, seen, damaged):
-        if bad > args.skip_limit * max(read, min(source.lines, 10_000)):
-            raise ValueError(f"{bad} of {read} lines of {source.name} are damaged, see {args.out / 'skipped.jsonl'}; "
-                             "mend them or raise --skip-limit")
-
-
 # ---- command line ----------------------------------------------------------------------------------------------
 
 def parse_arguments(options: list[str] | None) -> argparse.Namespace:
@@ -227,7 +213,7 @@ def parse_arguments(options: list[str] | None) -> argparse.Namespace:
     add("--images", type=Path, metavar="DIR", help="where pictures are; the folder of their file when left out")
     add("--init", metavar="NAME|FOLDER", help="checkpoint to train further; the tiny model from nothing when left out")
     add("--components", nargs=3, metavar=("QWEN", "SIGLIP", "VAE"), help="a fresh start: two names or folders and ae.safetensors")
-    add("--out", type=Path, default=Path("runs/tiny"), metavar="DIR", help="a run that is there already goes on (runs/tiny)")
+    add("--out", type=Path, metavar="DIR", help="a run that is there already goes on (runs/tiny)")
     add("--steps", type=int, help="steps in all; the recipe's when left out, as --batch, --lr, --schedule and --parts")
     add("--vae-steps", type=int, default=3_000, help="steps of the tiny model's VAE, before everything else")
     add("--batch", type=int, help="samples per step, of all processes together")
@@ -262,9 +248,11 @@ def parse_arguments(options: list[str] | None) -> argparse.Namespace:
         (args.stage and not args.plan and not args.init and not args.components,
          "--stage needs weights to start from: --init NAME|FOLDER, or --components QWEN SIGLIP VAE"),
         (args.plan and args.gpus % args.replicas, "--replicas must divide --gpus"),
+        (args.export and not args.out, "--export needs a folder to write to: --out DIR"),
     ):
         if wrong:
             parser.error(sentence)
+    args.out = args.out or Path("runs/tiny")
     return args
 
 
@@ -308,13 +296,13 @@ def main(options: list[str] | None = None, kind: type[Cheers] = Cheers) -> None:
             dist.broadcast(tensor, 0)  # kernels on GPUs need not agree to the last bit
         measure_latents(model.vae, pictures)
         model.pixel_decoder.load_state_dict(model.vae.state_dict(), strict=False)
-    config = args.out / "config.json"  # what `look` and `export` need besides weights
-    shared(lambda: config.exists() or model.save_configuration(args.out, torch.bfloat16))
     freeze(model, recipe)
     model.train()
     opening = partial(data.open_sources, args.data, args.images, args.out, recipe.mix, model.config.siglip.image_size)
     shared(lambda: opening() and None)  # process 0 builds the indices of lines before the others read them
     sources, weights = opening()
+    # what `look` and `export` need besides weights, of the run that begins or goes on
+    shared(lambda: any(args.out.glob("cheers-*[0-9]")) or model.save_configuration(args.out, torch.bfloat16))
     say(json.dumps(asdict(recipe) | {"data": {s.name: w for s, w in zip(sources, weights)}, "processes": WORLD, "dtype": str(args.dtype)}))
     flops = (0.0, 0.0, 0.0)
     if args.device.type == "cuda":

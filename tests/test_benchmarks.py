@@ -180,6 +180,7 @@ def test_geneval_score_is_the_mean_of_the_tasks(run, metadata, tmp_path, capsys)
         ('{"index": 0, "picture": 0, "objects": []}\n' * 2, "picture 0 of index 0 comes twice"),
         ('{"index": 0, "picture": 0, "objects": [{"class": "circle"}]}', "an object without class, score"),
         ('{"index": 0, "picture": 0}', "line 1 is not a JSON object with index, picture, objects"),
+        ('{"index": [0], "picture": 0, "objects": []}', "must be whole numbers"),
         ("nonsense", "line 1 is not JSON"), ("", "holds no pictures"),
     ):
         path.write_text(line)
@@ -316,6 +317,9 @@ def test_damaged_files_are_told_in_one_sentence(tmp_path, run):
         run("understanding", "--tsv", tmp_path / "missing.tsv", "--benchmark", "POPE", "--out", out)
     with pytest.raises(ValueError, match="there is no benchmark missing; choose --benchmark from SEEDBench_IMG"):
         run("understanding", "--tsv", tmp_path / "missing.tsv", "--out", out)
+    path.write_text(whole)
+    with pytest.raises(ValueError, match="cannot be scored as MathVista_MINI .KeyError: 'question_type'"):
+        run("understanding", "--tsv", path, "--benchmark", "MathVista_MINI", "--out", out)
     assert not out.exists()
     for image in ("99", "", "A" * 100):
         file = Questions(write_tsv(path, [{"index": 1, "image": image, "question": "?", "answer": "a"}]))

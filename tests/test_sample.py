@@ -158,6 +158,10 @@ def test_several_sources_and_a_negative_prompt(tiny):
     pictures = [Image.new("RGB", (40, 20), "red"), Image.new("L", (9, 9), 128)]
     painted = generate_images(tiny, ["Draw both."], sources=[pictures], negative="a circle", steps=4, seed=0)
     assert painted.shape == (1, 3, 32, 32) and painted.isfinite().all()
+    with pytest.raises(ValueError, match="one size"):
+        generate_images(tiny, ["Go.", "Go."], sources=[torch.zeros(3, 32, 32), torch.zeros(3, 64, 64)], steps=4)
+    with pytest.raises(ValueError, match="3 dummy pictures for 2 prompts"):
+        generate_images(tiny, ["a", "b"], dummy_pixels=torch.zeros(3, 3, 32, 32), steps=4)
 
 
 @pytest.mark.parametrize(
@@ -227,6 +231,9 @@ def test_an_answer_paints_where_it_opens_a_picture_and_goes_on(tiny, monkeypatch
     pieces = list(converse(tiny, [{"role": "user", "content": "Draw."}], steps=3, seed=5, guidance=2.0))
     assert [type(piece).__name__ for piece in pieces] == ["str", "Image", "str"]
     assert pieces[1].size == (32, 32)
+    monkeypatch.setattr("sample.choose", lambda *arguments: special.image_start)
+    with pytest.raises(ValueError, match="no room is left for the answer's picture"):
+        next(converse(tiny, [{"role": "user", "content": "Draw."}], size=256))
 
 
 # ---- heat maps
@@ -289,6 +296,7 @@ BAD = {
     "not a PNG": (["a circle", "--out", "a.jpg"], "written as PNG"),
     "top-p": (["What?", "--chat", "--top-p", "0"], "top_p in (0, 1]"),
     "edit without a picture": (["a circle", "--edit"], "--edit needs the picture"),
+    "not text": (["a \udcff circle"], "not valid UTF-8"),
     "size": (["a circle", "--size", "33"], "multiples of 8"),
     "huge": (["a circle", "--size", "100000x100000"], "1024 visual tokens"),
     "size in words": (["a circle", "--size", "big"], "is not a size"),

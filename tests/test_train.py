@@ -23,6 +23,7 @@ import data
 from cheers import Cheers
 from conftest import ROOT
 from data import JsonLines, Mixture, ToySource, collate, make_sample, pack, shuffled
+from parallel import forget
 from plan import bytes_per_process, cost
 from tiny import toy_groups
 from train import PRETRAINING, STAGES, TOY, freeze, learning_rate, wrap_blocks
@@ -327,7 +328,15 @@ def test_another_number_of_processes_goes_on_with_the_same_samples(finished, tmp
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
 
 
+def test_half_written_lines_and_steps_that_come_again_are_dropped(tmp_path):
+    lines = [json.dumps({"phase": phase, "step": step}) for phase, step in (("vae", 9), ("cheers", 1), ("cheers", 2), ("cheers", 3))]
+    (log := tmp_path / "log.jsonl").write_text("\n".join([*lines[:2], lines[1][:9] + lines[2], *lines[2:], lines[0][:-1]]))
+    forget(log, "cheers", 2)
+    assert log.read_text().splitlines() == lines[:3]
+
+
 def test_any_checkpoint_can_be_exported(finished, tmp_path):
+    assert subprocess.run([*command("x")[:2], "--export", finished[0]], cwd=ROOT, capture_output=True).returncode == 2  # --out
     out, _ = finished
     done = run(tmp_path, "--export", out / "cheers-0000006")
     assert done.returncode == 0, done.stderr
@@ -359,7 +368,7 @@ def test_compiled_and_recomputed_blocks_compute_the_same(tiny):
 def test_damaged_lines_are_skipped_counted_and_listed_and_many_of_them_stop_the_run(files, tmp_path):
     lines = files["generation"].read_text().splitlines()
     content = json.loads(lines[0]) | {"image": "nowhere.png"}
-    (tmp_path / "some.jsonl").write_text("\n".join([*lines[1:], "{half a line", json.dumps(content)]) + "\n")
+    (tmp_path / "some.jsonl").write_text("\n".join([*lines[1:], "", "{half a line", json.dumps(content)]) + "\n\n")
     common = ("--init", TINY, "--batch", 41, "--steps", 1, "--images", files["generation"].parent, "--data", tmp_path / "some.jsonl")
     lines = succeed(tmp_path / "a", *common, "--skip-limit", 0.2)
     listed = [json.loads(line) for line in (tmp_path / "a" / "skipped.jsonl").read_text().splitlines()]
@@ -454,3 +463,4 @@ def test_the_plan_prints(tmp_path):
 def test_bad_input_gets_one_sentence(arguments, sentence, tmp_path):
     done = run(tmp_path, *arguments)
     assert done.returncode != 0 and sentence in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("*.json"))  # nothing that a later run could take for its own
