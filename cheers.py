@@ -488,7 +488,7 @@ def load_tensors(model: nn.Module, names: dict[str, str], files: list[Path], ign
     loaded = {}
     for file in files:
         here = [(ours, name) for ours, name in names.items() if where[name][0] == file]
-        for start in range(0, len(here), 50):  # opened anew, as what was read stays in memory until the file is closed
+        for start in range(0, len(here), 50):  # copied and opened anew: what is mapped stays in memory till the file is closed
             with safe_open(file, framework="pt") as opened:
                 for ours, name in here[start : start + 50]:
                     loaded[ours] = opened.get_tensor(name).to(device, dtype, copy=True)

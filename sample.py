@@ -290,13 +290,13 @@ def stream(
         new, seen = [[] for _ in rows], []                                         # padding for rows that have ended
         for k in live:
             token = choose(logits[k], temperature, top_p, generators[k])
-            opens = token == special.image_start
-            if opens and paint and len(rows[k]) + picture_tokens >= room:
+            opens = paint and token == special.image_start
+            if opens and len(rows[k]) + picture_tokens >= room:
                 raise ValueError("no room is left for the answer's picture: choose a smaller size, or say less before it")
             if token == special.end_of_turn or len(rows[k]) >= room:
                 continue
             new[k] = [token]
-            if opens and paint:
+            if opens:
                 yield k, (latents := paint(rows[k] + new[k], visuals[k]))
                 seen.append(model.tokenize_image(latents)[0][0])
                 new[k] += [special.image] * len(seen[-1]) + [special.image_end]
