@@ -15,6 +15,7 @@ Shape letters: B rows, N pictures, L tokens, C width of the language model, V wi
 import json
 import os
 import re
+import shutil
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -322,7 +323,7 @@ class Cheers(nn.Module):
         if self.generation:
             write_json(folder / "generation_config.json", self.generation)
         if self.tokenizer:
-            self.tokenizer.save(folder)
+            self.tokenizer.backend.save(str(folder / "tokenizer.json"))
 
     @classmethod
     def from_components(cls, qwen: str | Path, siglip: str | Path, vae: str | Path, config: CheersConfig | None = None,
@@ -355,6 +356,8 @@ class Cheers(nn.Module):
         weights: instead of the model's own, by our names; for a model whose tensors are spread over processes."""
         folder, weights = Path(folder), weights or self.state_dict()
         folder.mkdir(parents=True, exist_ok=True)
+        for unfinished in folder.glob(".partial-*"):  # what a kill left
+            shutil.rmtree(unfinished)
         tensors = {official_name(name): tensor.detach() for name, tensor in weights.items()}
         tensors["lm_head.weight"] = weights["qwen.embed_tokens.weight"].detach().clone()  # tied, and stored all the same
         with TemporaryDirectory(dir=folder, prefix=".partial-") as partial:

@@ -41,7 +41,8 @@ def cost(model: Cheers, length: int, pictures: int, painted: int, supervised: in
                 outputs.append(model.velocity(h, torch.zeros(painted), details[:painted]).float().sum())
             if supervised:
                 outputs.append(model.qwen.logits(hidden[0, :supervised]).float().sum())
-        sum(outputs).backward()
+        if (result := sum(outputs)).requires_grad:  # else all that the sample touches is frozen
+            result.backward()
     return counter.get_total_flops(), sum(storage.nbytes() for storage in kept.values())
 
 

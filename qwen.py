@@ -211,12 +211,6 @@ class Tokenizer:
         """Special tokens are left out."""
         return self.backend.decode(ids, skip_special_tokens=True)
 
-    def id(self, token: str) -> int | None:
-        return self.backend.token_to_id(token)
-
-    def save(self, folder: str | Path) -> None:
-        self.backend.save(str(Path(folder) / "tokenizer.json"))
-
 
 def chat(messages: list[dict[str, str]]) -> str:
     """Messages [{"role": "system"|"user"|"assistant", "content": str}, …] -> the prompt that the assistant answers."""

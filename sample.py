@@ -274,11 +274,13 @@ def stream(
     `<im_end>`), and it goes on."""
     if not 0 <= temperature < math.inf or not 0 < top_p <= 1 or max_new_tokens < 1:
         raise ValueError("temperature must be at least 0, top_p in (0, 1], and the number of new tokens at least 1")
+    if images is not None and len(images) != len(prompts):
+        raise ValueError(f"there are {len(prompts)} prompts, but pictures for {len(images)}; give each prompt a list")
     special, room = model.config.special, model.config.qwen.max_position_embeddings
     seed = secrets.randbits(32) if seed is None else seed
     generators = [torch.Generator().manual_seed(seed + k) for k in range(len(prompts))]
     visuals = [look(model, p, model.config.siglip.image_size)[1] for p in images or [()] * len(prompts)]
-    rows = [prompt_ids(model, prompt, v, painting=False) for prompt, v in zip(prompts, visuals, strict=True)]
+    rows = [prompt_ids(model, prompt, v, painting=False) for prompt, v in zip(prompts, visuals)]
     prefix, new, seen, live = None, rows, sum(visuals, []), list(range(len(rows)))
     for _ in range(max_new_tokens):
         if not live:

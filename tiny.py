@@ -42,7 +42,7 @@ def tiny_model() -> Cheers:
         siglip=SigLIPConfig(128, 512, num_hidden_layers=3, num_attention_heads=4, image_size=32, patch_size=4),
         qwen=QwenConfig(192, 768, 4, 4, 2, vocabulary, rope_theta=10_000.0, max_position_embeddings=1024),
         head_depths=(2, 2),
-        special=SpecialTokens(*(tokenizer.id(token) for token in tokens)),
+        special=SpecialTokens(*(tokenizer.backend.token_to_id(token) for token in tokens)),
     ))
     model.initialise()
     model.tokenizer, model.generation = tokenizer, {"steps": 40, "guidance": 3.0, "shift": 1.0}

@@ -76,7 +76,7 @@ def learning_rate(step: int, recipe: Recipe) -> float:
 
 def freeze(model: Cheers, recipe: Recipe) -> None:
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(recipe.parts) and not name.startswith("vae."))
+        parameter.requires_grad_(name.startswith(tuple(recipe.parts)) and not name.startswith("vae."))
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(f"no parameter's name begins with {' or '.join(recipe.parts)}, so nothing would be trained")
 
@@ -94,7 +94,9 @@ def cheers_step(model: Cheers, step: data.Step) -> dict[str, Tensor]:
     for batch, (text_count, image_count) in zip(step.batches, counts):
         loss = model.loss(batch)
         # FSDP averages gradients over the processes; the factor WORLD makes that a sum
-        (WORLD * (loss.text * text_count / tokens + loss.image * image_count / pictures)).backward()
+        weighted = WORLD * (loss.text * text_count / tokens + loss.image * image_count / pictures)
+        if weighted.requires_grad:  # else all that these samples touch is frozen
+            weighted.backward()
         buckets = (4 * batch.t[batch.t < 1]).long().to(model.device)
         errors = loss.errors[: len(buckets)]  # all, or none of a picture that does not count
         sums[0] += torch.stack([loss.text.detach() * text_count, text_count.to(model.device)])
@@ -261,8 +263,7 @@ def main(options: list[str] | None = None, kind: type[Cheers] = Cheers) -> None:
     args = parse_arguments(options)
     # Both are about uses other than ours: saving without processes is meant, and nothing is changed in place.
     warnings.filterwarnings("ignore", "torch.distributed is disabled|FSDP2-wrapped module .* returned a view")
-    given = {"lr": args.lr, "schedule": args.schedule, "batch": args.batch, "steps": args.steps}
-    given["parts"] = tuple(args.parts) if args.parts else None
+    given = {name: getattr(args, name) for name in ("lr", "schedule", "batch", "steps", "parts")}
     recipe = replace(STAGES.get(args.stage, TOY), **{name: value for name, value in given.items() if value is not None})
     if args.plan:
         with torch.device("meta"):
@@ -287,7 +288,7 @@ def main(options: list[str] | None = None, kind: type[Cheers] = Cheers) -> None:
     else:
         model = kind.from_pretrained(args.init, "cpu", torch.float32) if args.init else tiny_model()
     if model.tokenizer is None:
-        raise ValueError(f"{args.init} has no tokenizer; add tokenizer.json to it")
+        raise ValueError(f"{args.init or args.components[0]} has no tokenizer; add tokenizer.json to it")
     model.to(args.device)
     if not args.init and not args.components:  # a VAE so small that every process trains it alike, on the same pictures
         pictures = data.ToyPictures(args.vae_steps, 2 * recipe.batch, model.config, args.seed)

@@ -5,8 +5,8 @@
 The same weights, modules, kernels, precision and noise run twice: as this repository runs them, and with one waste of the
 release added, then with all of them. A waste is a few lines below that wrap a part of the model and change no result; that is
 checked. Runs take turns, and a ratio is the median over the turns of (time with the waste / time without). On a GPU the model
-has the official size, in bfloat16; on a CPU all widths and the side are a quarter of it, in float32, so that the parts keep
-about their shares of the arithmetic. Weights are random: the time does not depend on them.
+has the official size, in bfloat16; on a CPU (unless asked) all widths and the side are a quarter of it, in float32, so that the
+parts keep about their shares of the arithmetic. Weights are random: the time does not depend on them.
 """
 
 import argparse
@@ -240,7 +240,7 @@ def parts(model: Cheers, inputs: Inputs) -> dict[str, Callable[[], Tensor]]:
 
 @torch.inference_mode()
 def bench(size: str, device: torch.device, turns: int, compiled: bool, say: Callable[[str], None]) -> dict:
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    dtype = torch.bfloat16 if size == "official" else torch.float32
     torch.manual_seed(0)
     config = SIZES[size]()
     config.special = SpecialTokens(end_of_turn=-1)  # answers have one length

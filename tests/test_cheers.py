@@ -122,6 +122,7 @@ def test_what_is_saved_opens_bit_for_bit(golden_folder, tmp_path, dtype, shard_b
     model = Cheers.from_pretrained(golden_folder, device="cpu", dtype=dtype)
     model.generation = {"steps": 12, "guidance": 2.0, "shift": 1.0}
     (tmp_path / "model-00001-of-00099.safetensors").write_bytes(b"stale")
+    (tmp_path / ".partial-killed").mkdir()
     model.save_pretrained(tmp_path, shard_bytes)
     assert (tmp_path / INDEX).exists() == (shard_bytes == 300_000)
     again = Cheers.from_pretrained(tmp_path, device="cpu")

@@ -221,6 +221,8 @@ def test_answers_of_a_batch_equal_each_alone(tiny):
     alone = [generate_text(tiny, *pair, seed=5 + k, **drawn) for k, pair in enumerate(zip(prompts, images))]
     assert generate_texts(tiny, prompts, images, seed=5, **drawn) == alone
     assert generate_texts(tiny, []) == []
+    with pytest.raises(ValueError, match="2 prompts, but pictures for 1"):
+        generate_texts(tiny, ["Hm?", "Hm?"], [[]])
 
 
 def test_an_answer_paints_where_it_opens_a_picture_and_goes_on(tiny, monkeypatch):
