@@ -25,10 +25,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from cheers import IGNORE, Batch, Cheers, CheersConfig, SpecialTokens, best_device  # noqa: E402
+from cheers import IGNORE, Batch, Cheers, CheersConfig, SpecialTokens, attention_mask, best_device  # noqa: E402
 from qwen import QwenConfig  # noqa: E402
 from sample import denoise, extend, generate_texts, schedule  # noqa: E402
 from siglip import SigLIPConfig  # noqa: E402
@@ -171,7 +172,7 @@ def difference(a: Tensor, b: Tensor) -> float:
 
 
 def flop(run: Callable[[], Tensor]) -> int:
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # it knows no CPU kernel of attention
         run()
     return counter.get_total_flops()
 
@@ -193,9 +194,9 @@ class Inputs:
     def __init__(self, model: Cheers, device: torch.device, dtype: torch.dtype):
         c, random = model.config, torch.Generator().manual_seed(0)
         side, width = c.siglip.image_size // c.vae.factor, c.siglip.image_size
-        noise = torch.randn(4, c.vae.latent_channels, side, side, generator=random)
-        self.noise = noise.to(device)                                              # (4, z', h, w)
-        self.ids = torch.randint(100, 1000, (8, PROMPT), generator=random).tolist()
+        noise = torch.randn(8, c.vae.latent_channels, side, side, generator=random)
+        self.noise = noise.to(device)                                              # (8, z', h, w)
+        self.ids = torch.randint(100, 1000, (16, PROMPT), generator=random).tolist()
         row = torch.tensor(self.ids[0] + [c.special.image_gen] * (side // 2) ** 2)[None]
         labels = torch.where(torch.arange(row.shape[1]) < PROMPT // 2, IGNORE, row).masked_fill(model.is_image(row), IGNORE)
         pixels, t = torch.rand(1, 3, width, width, generator=random), torch.tensor([0.4])
@@ -204,7 +205,7 @@ class Inputs:
 
 def painting(model: Cheers, inputs: Inputs, steps: int = 1, pictures: int = 1) -> Callable[[], Tensor]:
     """Guided steps -> latents. Prompts are remembered beforehand."""
-    prefix = extend(model, None, inputs.ids[:pictures] + inputs.ids[4 : 4 + pictures], [])
+    prefix = extend(model, None, inputs.ids[:pictures] + inputs.ids[8 : 8 + pictures], [])
     noise = inputs.noise[:pictures]
     return lambda: list(denoise(model, prefix, noise, 9.5, *schedule(steps, 0.5)))[-1].result
 
@@ -224,16 +225,35 @@ def training(model: Cheers, inputs: Inputs) -> Callable[[], Tensor]:
     return run
 
 
-def parts(model: Cheers, inputs: Inputs) -> dict[str, Callable[[], Tensor]]:
-    """The parts of a guided step, each on its own."""
-    z = inputs.noise[:1].to(model.dtype)
+def parts(model: Cheers, inputs: Inputs) -> dict[str, dict[str, Callable[[], Tensor]]]:
+    """The parts of a guided step, and of a training step with its backward pass, each on its own."""
+    z, batch = inputs.noise[:1].to(model.dtype), inputs.batch
     grid = z.shape[2] // 2, z.shape[3] // 2
-    pixels = model.pixel_decoder.decode(z)
-    tokens, details = (x.repeat(2, 1, 1) for x in model.tokenize_image(z))
-    positions = torch.arange(tokens.shape[1], device=z.device).expand(2, -1)
-    return {"pixel decoder": lambda: model.pixel_decoder.decode(z), "SigLIP2": lambda: model.siglip(pixels)[0],
-            "language model, 2 rows": lambda: model.qwen(tokens, positions),
-            "head, 2 rows": lambda: model.head(tokens, z.new_full((2,), 0.4), details, grid)[0]}
+    pixels, (tokens, details) = model.pixel_decoder.decode(z), model.tokenize_image(z)
+    two, two_details = (x.repeat(2, 1, 1) for x in (tokens, details))
+    positions = torch.arange(batch.ids.shape[1], device=z.device).expand(2, -1)
+    row, mask = model.embed(batch.ids, tokens), attention_mask(model.is_image(batch.ids))
+
+    def learning(part: Callable[..., Tensor], *given: Tensor) -> Callable[[], Tensor]:
+        def run() -> Tensor:
+            with torch.inference_mode(False), torch.enable_grad():
+                model.zero_grad()
+                (result := part(*(x.clone().requires_grad_() for x in given)).float().sum()).backward()
+            return result.detach()
+        return run
+
+    return {
+        "guided step": {
+            "pixel decoder": lambda: model.pixel_decoder.decode(z),
+            "SigLIP2": lambda: model.siglip(pixels)[0],
+            "language model, 2 rows": lambda: model.qwen(two, positions[:, : two.shape[1]]),
+            "head, 2 rows": lambda: model.head(two, z.new_full((2,), 0.4), two_details, grid)[0]},
+        "training step": {
+            "VAE's encoder, forward": lambda: model.encode_image(batch.pixels),
+            "pixel decoder": learning(lambda: model.pixel_decoder.decode(z.clone())),
+            "SigLIP2": learning(lambda x: model.siglip(x)[0], pixels),
+            "language model": learning(lambda x: model.qwen(x, positions[:1].clone(), mask.clone()), row),
+            "head": learning(lambda *x: model.head(x[0], z.new_full((1,), 0.4), x[1], grid)[0], tokens, details)}}
 
 
 # ---- the table ---------------------------------------------------------------------------------------------------
@@ -277,9 +297,9 @@ def bench(size: str, device: torch.device, turns: int, compiled: bool, say: Call
     compare("two answers", TEXT, lambda m: answering(m, inputs, 2))
     compare("training step", TRAINING, lambda m: training(m, inputs))
     model.zero_grad()
-    (one, two, batch), results = watch.together([painting(model, inputs, *shape) for shape in ((1, 1), (2, 1), (1, 4))])
+    (one, two, batch), results = watch.together([painting(model, inputs, *shape) for shape in ((1, 1), (2, 1), (1, 8))])
     row("2 steps over 1", two, one, None)
-    row("4 pictures over 1", batch, one, difference(results[2][:1], results[0]), results[0].abs().max().item())
+    row("8 pictures over 1", batch, one, difference(results[2][:1], results[0]), results[0].abs().max().item())
     if compiled:
         fast = with_wastes(model, [])
         for part in (fast.pixel_decoder.decoder, fast.siglip, fast.projector, fast.qwen, fast.head):
@@ -287,21 +307,24 @@ def bench(size: str, device: torch.device, turns: int, compiled: bool, say: Call
         (slow, quick), results = watch.together([painting(with_wastes(model, STEP), inputs), painting(fast, inputs)])
         row("guided step, compiled over eager wastes", slow, quick, difference(*results), results[0].abs().max().item())
 
-    say(f"\n{'guided step':28} {'GFLOP':>10} {'share':>10} {'officially':>10} {'ms':>10} {'of limit':>10}")
-    with torch.device("meta"):
+    with torch.inference_mode(False), torch.device("meta"):
         whole = Cheers(CheersConfig())
-    official = {name: flop(run) for name, run in parts(whole, Inputs(whole, whole.device, dtype)).items()}
-    here = {name: flop(run) for name, run in parts(model, inputs).items()}
-    for name, run in parts(model, inputs).items():
-        seconds = watch.seconds(run)
-        rows.append({"name": f"share: {name}", "flop": here[name], "seconds": seconds, "share": here[name] / seconds / arithmetic})
-        say(f"{name:28} {here[name] / 1e9:10.1f} {here[name] / sum(here.values()):10.0%} "
-            f"{official[name] / sum(official.values()):10.0%} {1e3 * seconds:10.1f} {rows[-1]['share']:10.0%}")
+    whole.vae.requires_grad_(False)
+    for (task, here), there in zip(parts(model, inputs).items(), parts(whole, Inputs(whole, whole.device, dtype)).values()):
+        say(f"\n{task:28} {'GFLOP':>10} {'share':>10} {'officially':>10} {'ms':>10} {'of limit':>10}")
+        flops, official = ([flop(run) for run in runs.values()] for runs in (here, there))
+        for (name, run), count, share in zip(here.items(), flops, official):
+            seconds = watch.seconds(run)
+            rows.append({"name": f"{task}, {name}", "flop": count, "seconds": seconds, "share": count / seconds / arithmetic})
+            say(f"{name:28} {count / 1e9:10.1f} {count / sum(flops):10.0%} "
+                f"{share / sum(official):10.0%} {1e3 * seconds:10.1f} {rows[-1]['share']:10.0%}")
+    model.zero_grad()
+    say("")
     for count in (1, 4):
         weights = sum(p.nbytes for p in model.qwen.parameters())
         prefix = extend(model, None, inputs.ids[:count], [])
         seconds = watch.seconds(lambda: model.qwen.logits(extend(model, prefix, [[7]] * count, []).hidden))
-        rows.append({"name": f"share: token, {count} rows", "bytes": weights, "seconds": seconds,
+        rows.append({"name": f"a token of {count} rows", "bytes": weights, "seconds": seconds,
                      "tokens_per_second": count / seconds, "share": weights / seconds / bandwidth})
         say(f"{f'a token of {count} rows: {count / seconds:,.0f} tokens/s':44} {'':10} {1e3 * seconds:10.1f} "
             f"{rows[-1]['share']:10.0%} of bandwidth")

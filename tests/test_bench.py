@@ -17,4 +17,4 @@ def test_every_waste_has_a_row_and_the_same_result():
         assert len(wastes) >= 3
         for waste in (name, *wastes):
             assert rows[waste]["ratio"] > 0 and rows[waste]["max_difference"] < 1e-3, waste
-    assert {"2 steps over 1", "4 pictures over 1", "share: pixel decoder"} < set(rows)
+    assert {"2 steps over 1", "8 pictures over 1", "guided step, pixel decoder", "training step, head"} < set(rows)
