@@ -4,7 +4,6 @@ Pictures lie as the public scorers read them (github.com/djghosh13/geneval, gith
 are here too, for detections from anywhere. A run that was killed goes on: finished files are renamed into place and stay.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -13,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from cheers import Cheers, read_json, write_json
-from data import dummy_picture, to_picture
-from parallel import RANK, WORLD, shared
+from data import contact_sheet, dummy_picture
+from parallel import RANK, WORLD, digest, shared
 from sample import generate_images, seeded_noise
 
 PUBLISHED = {  # the settings of the published scores, which used the release's time grid and dummy picture, too
@@ -30,20 +29,10 @@ GENEVAL = {"single_object": 0.98, "two_object": 0.92, "counting": 0.65, "colors"
 
 # ---- results and what they belong to ---------------------------------------------------------------------------
 
-
 def row(name: str, scores: list[float], paper: float | None = None, scale: float = 1) -> dict:
     """Mean and standard error of n scores; for scores of 0 and 1 that is the binomial error, sqrt(p(1-p)/n)."""
     mean, error = scale * float(np.mean(scores)), scale * float(np.std(scores)) / len(scores) ** 0.5
     return {"name": name, "value": mean, "error": error, "count": len(scores), "paper": paper}
-
-
-def table(rows: list[dict], digits: int) -> str:
-    """Markdown, beside the paper's numbers."""
-    lines = ["| | score | ± | n | paper |", "|---|---|---|---|---|"]
-    for r in rows:
-        value, error = ("–" if r[key] is None else f"{r[key]:.{digits}f}" for key in ("value", "error"))
-        lines.append(f"| {r['name']} | {value} | {error} | {r['count']} | {'–' if r['paper'] is None else r['paper']} |")
-    return "\n".join(lines)
 
 
 def json_lines(path: Path, *keys: str, killed: bool = False) -> list[dict]:
@@ -69,14 +58,10 @@ def json_lines(path: Path, *keys: str, killed: bool = False) -> list[dict]:
     return objects
 
 
-def digest(*content) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
-
-
 def identity(model: Cheers, name: str) -> str:
     """A model's name and a hash of some values of every weight: a folder may be trained further, or moved."""
     some = [tensor.flatten()[:64].float().cpu().tolist() for tensor in model.state_dict().values()]
-    return f"{Path(name).name}, {str(next(model.parameters()).dtype)[6:]}, {digest(some)}"
+    return f"{Path(name).name}, {str(next(model.parameters()).dtype)[6:]}, {digest(some)[:12]}"
 
 
 def claim(path: Path, settings: dict, results: str) -> None:
@@ -100,7 +85,6 @@ def claim(path: Path, settings: dict, results: str) -> None:
 
 
 # ---- GenEval and DPG-Bench: pictures ---------------------------------------------------------------------------
-
 
 @dataclass
 class Sheet:
@@ -157,8 +141,8 @@ def paint(model: Cheers, sheets: list[Sheet], batch: int, seed: int, released: b
     side, factor = model.config.siglip.image_size, model.config.vae.factor
     shape = (model.config.vae.latent_channels, side // factor, side // factor)
     group = max(1, batch // len(sheets[0].pictures))
-    bar = tqdm(total=len(mine), desc=f"painting, process {RANK + 1} of {WORLD}", unit="file", disable=RANK > 0)
-    for start in range(0, len(mine), group):
+    title = f"painting, process {RANK + 1} of {WORLD}"
+    for start in tqdm(range(0, len(mine), group), title, unit="file", unit_scale=group, disable=RANK > 0):
         some = mine[start : start + group]
         if missing := [sheet for sheet in some if not sheet.path.exists()]:
             jobs = [(sheet.prompt, (sheet.index << 20) + k) for sheet in some for k in sheet.pictures]
@@ -168,28 +152,22 @@ def paint(model: Cheers, sheets: list[Sheet], batch: int, seed: int, released: b
                 noise = torch.stack([seeded_noise(seed, number, shape) for number in numbers])
                 dummies = [dummy_picture(seed, number) for number in numbers]
                 grid = {"grid": "released", "dummy_pixels": dummies} if released else {}
-                painted += map(to_picture, generate_images(model, list(prompts), noise=noise, **grid, **settings))
+                painted += generate_images(model, list(prompts), noise=noise, **grid, **settings).cpu()
             for sheet in some:
                 pictures, painted = painted[: len(sheet.pictures)], painted[len(sheet.pictures) :]
                 if sheet in missing:
                     save(pictures, sheet.path)
-        bar.update(len(some))
-    bar.close()
 
 
-def save(pictures: list[Image.Image], path: Path) -> None:
+def save(pictures: list[Tensor], path: Path) -> None:
     """Pictures of one size as a grid, as square as it gets; written under another name, then renamed."""
-    columns, (width, height) = math.ceil(len(pictures) ** 0.5), pictures[0].size
-    sheet = Image.new("RGB", (columns * width, math.ceil(len(pictures) / columns) * height))
-    for k, picture in enumerate(pictures):
-        sheet.paste(picture, (k % columns * width, k // columns * height))
+    sheet = contact_sheet(torch.stack(pictures), math.ceil(len(pictures) ** 0.5), scale=1)
     partial = path.with_name(f".{path.name}.partial")
     sheet.save(partial, "PNG" if path.suffix == ".png" else "JPEG", quality=95, subsampling=0)
     os.replace(partial, path)
 
 
 # ---- GenEval: scores from detections ---------------------------------------------------------------------------
-
 
 def relations(box: list[float], other: list[float]) -> set[str]:
     """Where a box [x0, y0, x1, y1] lies as seen from another; y grows downwards."""
@@ -217,8 +195,9 @@ def fulfils(prompt: dict, objects: list[dict]) -> bool:
             holds = holds and all(item["color"] == clause["color"] for item in group)
         if "position" in clause:
             relation, k = clause["position"]
-            pairs = [(item["box"], target["box"]) for item in group for target in groups[k] or []]
-            holds = holds and groups[k] is not None and all(relation in relations(*pair) for pair in pairs)
+            targets = groups[k]
+            pairs = [(item["box"], target["box"]) for item in group for target in targets or []]
+            holds = holds and targets is not None and all(relation in relations(*pair) for pair in pairs)
         groups.append(group if holds else None)
     too_many = (len(found.get(clause["class"], [])) >= clause["count"] for clause in prompt.get("exclude", []))
     return None not in groups and not any(too_many)
@@ -233,6 +212,11 @@ def geneval_score(metadata: list[dict], detections: Path) -> list[dict]:
     pictures are left out. Raises ValueError for what cannot be scored."""
     scores: dict[str, list[float]] = {}
     seen = set()
+    for index, prompt in enumerate(metadata):
+        try:
+            fulfils(prompt, [])
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"prompt {index} of the metadata is not one of GenEval's ({type(error).__name__}: {error})") from None
     for line in json_lines(detections, "index", "picture", "objects"):
         place = (line["index"], line["picture"])
         if not all(isinstance(number, int) for number in place):

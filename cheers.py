@@ -16,7 +16,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -48,12 +48,9 @@ class SpecialTokens:
 
 
 # What the released code wants to find in its config.json besides the sizes.
-RELEASE_KEYS = {
-    "architectures": ["Cheers"],
-    "model_type": "umm",
-    "auto_map": {"AutoConfig": "configuration_umm.UMMConfig", "AutoModel": "modeling_umm.UMMModel",
-                 "AutoModelForCausalLM": "modeling_umm.Cheers"},
-}
+RELEASE_KEYS = {"architectures": ["Cheers"], "model_type": "umm", "auto_map": {
+    "AutoConfig": "configuration_umm.UMMConfig", "AutoModel": "modeling_umm.UMMModel",
+    "AutoModelForCausalLM": "modeling_umm.Cheers"}}
 
 
 @dataclass
@@ -102,13 +99,10 @@ class CheersConfig:
         vision = {"hidden_act": "gelu_pytorch_tanh", "num_channels": 3, "model_type": "umm"}
         vision["num_patches"] = (self.siglip.image_size // self.siglip.patch_size) ** 2
         return RELEASE_KEYS | {
-            "vae_encoder_config": asdict(self.vae),
-            "vae_decoder_config": asdict(self.vae),
+            "vae_encoder_config": asdict(self.vae), "vae_decoder_config": asdict(self.vae),
             "vision_representation_config": asdict(self.siglip) | vision,
             "text_config": asdict(self.qwen) | {"tie_word_embeddings": True},
-            "head_depths": list(self.head_depths),
-            "special_token_ids": asdict(self.special),
-        }
+            "head_depths": list(self.head_depths), "special_token_ids": asdict(self.special)}
 
     @property
     def multiple(self) -> int:
@@ -150,8 +144,7 @@ class Batch:
     segments: Tensor | None = None  # (B, L) int64, ascending: which sample a token belongs to; one per row when left out
 
     def to(self, device: torch.device | str) -> "Batch":
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{name: x if x is None else x.to(device, non_blocking=True) for name, x in tensors.items()})
+        return Batch(*(x if x is None else x.to(device) for x in vars(self).values()))
 
 
 @dataclass
@@ -379,30 +372,20 @@ INDEX = "model.safetensors.index.json"
 
 # ours -> official, replaced in this order
 RENAMES = (
-    ("pixel_decoder.", "model.vae_decoder_projector."),
-    ("vae.", "model.vae_model."),
-    ("siglip.", "model.vision_representation."),
-    ("projector.norm.", "model.und_projector.layernorm."),
-    ("projector.mlp.", "model.und_projector.mlp."),
-    ("qwen.", "model.language_model."),
-    ("head.time_", "model.time_embed.mlp_"),
-    ("head.stage_1.", "model.gen_projector."),
-    ("head.stage_2.", "model.hi_projector."),
-    ("head.gate.", "model.hi_gate."),
-    ("_projector.blocks.", "_projector.diffusion_head_a."),
-    ("_projector.final.norm.", "_projector.diffusion_head_b.norm_final."),
-    ("_projector.final.", "_projector.diffusion_head_b."),
-    (".norm_attention.", ".input_layernorm."),
-    (".attention.", ".attn."),
-    (".norm_mlp.", ".post_attention_layernorm."),
-    (".modulation.", ".adaLN_modulation."),
+    ("pixel_decoder.", "model.vae_decoder_projector."), ("vae.", "model.vae_model."),
+    ("siglip.", "model.vision_representation."), ("qwen.", "model.language_model."),
+    ("projector.norm.", "model.und_projector.layernorm."), ("projector.mlp.", "model.und_projector.mlp."),
+    ("head.time_", "model.time_embed.mlp_"), ("head.gate.", "model.hi_gate."),
+    ("head.stage_1.", "model.gen_projector."), ("head.stage_2.", "model.hi_projector."),
+    ("_projector.blocks.", "_projector.diffusion_head_a."), ("_projector.final.norm.", "_projector.diffusion_head_b.norm_final."),
+    ("_projector.final.", "_projector.diffusion_head_b."), (".modulation.", ".adaLN_modulation."), (".attention.", ".attn."),
+    (".norm_attention.", ".input_layernorm."), (".norm_mlp.", ".post_attention_layernorm."),
 )
 # In official checkpoints and not used: SigLIP's pooling head, BatchNorm's counters, the second copy of the tied embedding.
 IGNORED = (
     r"model\.vision_representation\.head\.(probe|attention\.in_proj_(weight|bias))"
     r"|model\.vision_representation\.head\.(attention\.out_proj|layernorm|mlp\.fc[12])\.(weight|bias)"
-    r"|model\.(vae_model|vae_decoder_projector)\.bn\.num_batches_tracked"
-    r"|lm_head\.weight"
+    r"|model\.vae_(model|decoder_projector)\.bn\.num_batches_tracked|lm_head\.weight"
 )
 
 
@@ -413,8 +396,7 @@ def official_name(ours: str) -> str:
 
 
 def best_device() -> torch.device:
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return accelerator or torch.device("cpu")
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def read_json(path: Path) -> dict:
@@ -430,8 +412,7 @@ def read_json(path: Path) -> dict:
 
 
 def write_json(path: Path, content: dict) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
+    (partial := path.with_name(f".{path.name}.partial")).write_text(json.dumps(content, indent=2) + "\n")
     os.replace(partial, path)
 
 
@@ -479,8 +460,7 @@ def load_tensors(model: nn.Module, names: dict[str, str], files: list[Path], ign
             raise FileNotFoundError(f"there is no file {file}") from None
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{file} is damaged or not a safetensors file ({error}); fetch it again") from None
-    state = model.state_dict()
-    shapes = {names[ours]: tuple(state[ours].shape) for ours in names}
+    shapes = {names[ours]: tuple(tensor.shape) for ours, tensor in model.state_dict().items() if ours in names}
     problems = [f"missing {name}" for name in shapes if name not in where]
     problems += [f"unknown {name}" for name in where if name not in shapes and not re.fullmatch(ignored, name)]
     problems += [f"{name} has shape {list(where[name][1])} instead of {list(shape)}"

@@ -38,8 +38,17 @@ MAX_TOKENS = 4096  # of a training sample; longer ones would fill a GPU
 MAX_RATIO = 50  # a longer side this many times the shorter leaves nothing to see
 
 
-# ---- pictures --------------------------------------------------------------------------------------------------
+def make_folder(folder: Path, out: Path) -> None:
+    """Raises ValueError, which names `out`, when the folder cannot be made or written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(0, "no permission")
+    except OSError as error:
+        raise ValueError(f"cannot write {out} ({error.strerror}); choose another --out") from None
 
+
+# ---- pictures --------------------------------------------------------------------------------------------------
 
 def open_picture(path: str | Path) -> Image.Image:
     """Any picture file -> RGB, turned upright as its EXIF says; transparency becomes white, 16 bits become 8.
@@ -99,8 +108,7 @@ def to_pixels(picture: Image.Image) -> Tensor:
 
 def to_picture(pixels: Tensor) -> Image.Image:
     """(3, H, W) -> RGB picture, clamped to [0, 1]."""
-    array = (pixels.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    return Image.fromarray(array)
+    return Image.fromarray((pixels.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
 
 
 def dummy_picture(seed: int, index: int) -> Image.Image:
@@ -108,30 +116,26 @@ def dummy_picture(seed: int, index: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng([seed, index, 1]).integers(0, 256, (256, 256, 3), dtype=np.uint8))
 
 
-def contact_sheet(pixels: Tensor, columns: int) -> Image.Image:
-    """(B, 3, H, W), B a multiple of `columns` -> all pictures in rows, three times as large."""
+def contact_sheet(pixels: Tensor, columns: int, scale: int = 3) -> Image.Image:
+    """(B, 3, H, W) -> all pictures in rows, `scale` times as large; black where the last row has no more."""
+    pixels = torch.cat([pixels, pixels.new_zeros(-len(pixels) % columns, *pixels.shape[1:])])
     rows = [torch.cat(list(row), dim=2) for row in pixels.split(columns)]          # (3, H, columns·W) each
     sheet = to_picture(torch.cat(rows, dim=1))
-    return sheet.resize((3 * sheet.width, 3 * sheet.height), Image.Resampling.NEAREST)
+    return sheet.resize((scale * sheet.width, scale * sheet.height), Image.Resampling.NEAREST)
 
 
-# ---- tensors drawn: the gate's heat maps (Figure 5) -----------------------------------------------------------------------------
-
-
-def heat(values: np.ndarray) -> np.ndarray:
-    """Values in [0, 1] (…,) -> colours (…, 3) uint8: black, red, yellow, white."""
-    return (np.stack([3 * values, 3 * values - 1, 3 * values - 2], axis=-1).clip(0, 1) * 255).astype(np.uint8)
-
+# ---- tensors drawn: the gate's heat maps (Figure 5) ------------------------------------------------------------
 
 def draw_heatmaps(times: list[float], gates: list[Tensor], tile: int = 96) -> Image.Image:
-    """Figure 5a: |G| at every position, one tile per step in reading order, t written below."""
+    """Figure 5a: |G| at every position (black, red, yellow, white), one tile per step in reading order, t written below."""
     maps = torch.stack(gates).abs().float().cpu().numpy()                          # (steps, h, w)
-    maps = (maps - maps.min()) / max(maps.max() - maps.min(), 1e-12)
+    maps = 3 * (maps - maps.min()) / max(maps.max() - maps.min(), 1e-12)
+    colors = (np.stack([maps, maps - 1, maps - 2], axis=-1).clip(0, 1) * 255).astype(np.uint8)
     columns, high = math.ceil(math.sqrt(len(maps))), round(tile * maps.shape[1] / maps.shape[2])
     sheet = Image.new("RGB", (columns * (tile + 4), math.ceil(len(maps) / columns) * (high + 16)), "white")
-    for i, (t, values) in enumerate(zip(times, maps)):
+    for i, (t, values) in enumerate(zip(times, colors)):
         left, top = i % columns * (tile + 4), i // columns * (high + 16)
-        sheet.paste(Image.fromarray(heat(values)).resize((tile, high), Image.Resampling.NEAREST), (left, top))
+        sheet.paste(Image.fromarray(values).resize((tile, high), Image.Resampling.NEAREST), (left, top))
         ImageDraw.Draw(sheet).text((left, top + high + 2), f"t = {t:.2f}", fill="black")
     return sheet
 
@@ -166,7 +170,6 @@ def draw_curves(curves: dict[str, list[tuple[float, float]]], title: str, width:
 
 # ---- conversations ---------------------------------------------------------------------------------------------
 
-
 @dataclass
 class Sample:
     ids: list[int]           # placeholders repeated once per visual token
@@ -186,13 +189,10 @@ def encode_conversation(turns: list[dict], tokenizer: Tokenizer, config: CheersC
     for turn in turns:
         header = tokenizer.encode(f"<|im_start|>{roles[turn['from']]}\n")
         content = tokenizer.encode(turn["value"].strip()) + [special.end_of_turn]
-        newline = tokenizer.encode("\n")
-        silent = {special.image, special.image_gen, special.image_end}
-        spoken = turn["from"] == "gpt"
+        newline, silent = tokenizer.encode("\n"), {special.image, special.image_gen, special.image_end}
         ids += header + content + newline
-        labels += [IGNORE] * len(header)
-        labels += [token if spoken and token not in silent else IGNORE for token in content]
-        labels += [IGNORE] * len(newline)
+        spoken = [token if turn["from"] == "gpt" and token not in silent else IGNORE for token in content]
+        labels += [IGNORE] * len(header) + spoken + [IGNORE] * len(newline)
     return ids, labels
 
 
@@ -208,15 +208,11 @@ def expand(ids: list[int], counts: list[int], config: CheersConfig, labels: list
     remaining = iter(counts)
     placeholders = (config.special.image, config.special.image_gen)
     repeats = [next(remaining) if token in placeholders or token < 0 else 1 for token in ids]
-    return tuple(
-        [value for value, repeat in zip(values, repeats) for _ in range(repeat)] for values in (ids, labels or ids)
-    )
+    return tuple(np.repeat(values, repeats).tolist() for values in (ids, labels or ids))
 
 
-def make_sample(
-    turns: list[dict], pictures: list[Image.Image], tokenizer: Tokenizer, config: CheersConfig, rng: np.random.Generator,
-    shift: float = 1.0,
-) -> Sample:
+def make_sample(turns: list[dict], pictures: list[Image.Image], tokenizer: Tokenizer, config: CheersConfig,
+                rng: np.random.Generator, shift: float = 1.0) -> Sample:
     """One conversation with its pictures -> a sample: pictures at the model's side, noise and t of each, text dropout. Times
     are uniform in (0, 1), then shifted as in sampling."""
     side = config.siglip.image_size
@@ -232,9 +228,8 @@ def make_sample(
     if len(ids) > (limit := min(MAX_TOKENS, config.qwen.max_position_embeddings)):
         raise ValueError(f"{len(ids)} tokens are more than {limit}")
     pixels = [to_pixels((fill_square if paint else fit_inside)(p, side)) for p, paint in zip(pictures, painted)]
-    noise = [
-        torch.from_numpy(rng.standard_normal((config.vae.latent_channels, grid, grid), dtype=np.float32)) for _ in pictures
-    ]
+    shape = config.vae.latent_channels, grid, grid
+    noise = [torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)) for _ in pictures]
     uniform = [float(rng.random(dtype=np.float32)) for _ in painted]
     t = [shift * u / (1 + (shift - 1) * u) if paint else 1.0 for u, paint in zip(uniform, painted)]
     return Sample(ids, labels, pixels, noise, t)
@@ -259,11 +254,9 @@ def collate(samples: list[Sample], config: CheersConfig) -> Batch:
     longest = max(lengths, default=0)
     width = config.qwen.hidden_size
     packings = (pack(lengths, capacity) or [[]] for capacity in range(longest, longest + width, width // 12))
-    rows, length = min(
-        ((rows, max(sum(lengths[k] for k in row) for row in rows)) for rows in packings),
-        key=lambda packing: len(packing[0]) * packing[1],
-    )
-    length = max(1, math.ceil(length / 8)) * 8  # few distinct lengths: kernels are chosen per shape
+    fullest = lambda rows: max(sum(lengths[k] for k in row) for row in rows)
+    rows = min(packings, key=lambda rows: len(rows) * fullest(rows))
+    length = max(1, math.ceil(fullest(rows) / 8)) * 8  # few distinct lengths: kernels are chosen per shape
     ids = torch.zeros(len(rows), length, dtype=torch.int64)
     labels, segments = torch.full_like(ids, IGNORE), torch.full_like(ids, len(samples))  # padding is the last segment
     for r, row in enumerate(rows):
@@ -274,20 +267,12 @@ def collate(samples: list[Sample], config: CheersConfig) -> Batch:
             segments[r, here] = number
     ordered = [samples[k] for row in rows for k in row]
     side, grid = config.siglip.image_size, config.siglip.image_size // config.vae.factor
-    pixels = [p for s in ordered for p in s.pixels]
-    noise = [n for s in ordered for n in s.noise]
-    return Batch(
-        ids,
-        labels,
-        torch.stack(pixels) if pixels else torch.zeros(0, 3, side, side),
-        torch.stack(noise) if noise else torch.zeros(0, config.vae.latent_channels, grid, grid),
-        torch.tensor([t for s in ordered for t in s.t], dtype=torch.float32),
-        segments,
-    )
+    pixels = torch.cat([torch.zeros(0, 3, side, side), *(p[None] for s in ordered for p in s.pixels)])
+    noise = torch.cat([torch.zeros(0, config.vae.latent_channels, grid, grid), *(z[None] for s in ordered for z in s.noise)])
+    return Batch(ids, labels, pixels, noise, torch.tensor([t for s in ordered for t in s.t], dtype=torch.float32), segments)
 
 
 # ---- files of samples ------------------------------------------------------------------------------------------
-
 
 def line_offsets(path: Path, spare: Path) -> np.ndarray:
     """Where each line begins, (lines,) uint64, memory-mapped from an index file that is built once, beside the file or, where
@@ -338,9 +323,10 @@ class JsonLines:
         self.name, self.path, self.images = str(path.resolve()), path, images
         self.offsets = line_offsets(path, spare)
         self.lines = len(self.offsets)
-        with open(path, errors="replace") as lines:
+        with open(path, "rb") as lines:
+            lines.seek(int(self.offsets[0]))
             first = lines.readline()
-        self.kind = "generation" if "<image_gen>" in first else "understanding" if "<image>" in first else "text"
+        self.kind = "generation" if b"<image_gen>" in first else "understanding" if b"<image>" in first else "text"
 
     def read(self, line: int, rng: np.random.Generator, progress: float) -> tuple[list[dict], list[Image.Image]]:
         with open(self.path, "rb") as lines:
@@ -370,10 +356,8 @@ class Mixture(Dataset):
     batches of at most `micro`. Every pass over a source takes each of its lines once, in an order of its own; all of it
     follows from the seed and from the positions of the sources, whatever the number of processes."""
 
-    def __init__(
-        self, sources: list, weights: list[float], batch: int, micro: int, seed: int, tokenizer: Tokenizer,
-        config: CheersConfig, steps: int, shift: float = 1.0, rank: int = 0, world: int = 1,
-    ):
+    def __init__(self, sources: list, weights: list[float], batch: int, micro: int, seed: int, tokenizer: Tokenizer,
+                 config: CheersConfig, steps: int, shift: float = 1.0, rank: int = 0, world: int = 1):
         self.sources, self.weights = sources, np.array(weights) / sum(weights)
         self.batch, self.micro, self.seed, self.steps = batch, micro, seed, steps
         self.tokenizer, self.config, self.shift, self.rank, self.world = tokenizer, config, shift, rank, world
@@ -428,8 +412,7 @@ def check_damage(sources: list, seen: np.ndarray, damaged: np.ndarray, limit: fl
     """Raises ValueError when too large a share of a source's lines (of one pass or 10,000 at least) is damaged."""
     for source, read, bad in zip(sources, seen, damaged):
         if bad > limit * max(read, min(source.lines, 10_000)):
-            raise ValueError(f"{bad} of {read} lines of {source.name} are damaged, see {log}; "
-                             "mend them or raise --skip-limit")
+            raise ValueError(f"{bad} of {read} lines of {source.name} are damaged, see {log}; mend them or raise --skip-limit")
 
 
 def ignore_signals(_worker: int) -> None:
@@ -439,7 +422,6 @@ def ignore_signals(_worker: int) -> None:
 
 
 # ---- the toy world as a source of samples ----------------------------------------------------------------------
-
 
 def human(text: str) -> dict:
     return {"from": "human", "value": text}
@@ -497,9 +479,7 @@ class ToySource:
 TOY_MIX = {generation: 0.60, understanding: 0.25, editing: 0.10, sentence_and_picture: 0.03, text_only: 0.02}
 
 
-def open_sources(
-    files: list[str], images: Path | None, spare: Path, mix: dict[str, float], side: int
-) -> tuple[list, list[float]]:
+def open_sources(files: list[str], images: Path | None, spare: Path, mix: dict[str, float], side: int) -> tuple[list, list]:
     """Sources and their weights: the toy world, or files (FILE or FILE:WEIGHT), without weights in the shares that `mix` gives
     to their kinds. Raises FileNotFoundError, or ValueError where a weight is missing."""
     if not files:
@@ -549,10 +529,8 @@ class ToyPictures(Dataset):
     def __getitem__(self, step: int) -> Step:
         rng = np.random.default_rng([self.seed, 1, step])
         side, vae = self.config.siglip.image_size, self.config.vae
-        pictures = [shapes.draw(shapes.random_scene(rng), side) for _ in range(self.batch)]
+        pixels = torch.stack([to_pixels(shapes.draw(shapes.random_scene(rng), side)) for _ in range(self.batch)])
         grid = PATCH * side // vae.factor
         noise = rng.standard_normal((self.batch, vae.z_channels, grid, grid), dtype=np.float32)
         t = torch.from_numpy(rng.random((self.batch, 1, 1, 1), dtype=np.float32))
-        pixels = torch.stack([to_pixels(picture) for picture in pictures])
-        late = 2 * step >= self.steps
-        return Step([(pixels, torch.from_numpy(noise), t, late)])
+        return Step([(pixels, torch.from_numpy(noise), t, 2 * step >= self.steps)])

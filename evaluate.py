@@ -11,28 +11,20 @@ import re
 import sys
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 
 import benchmarks
-from benchmarks import PUBLISHED, claim, digest, identity
+import sample
+from benchmarks import PUBLISHED, claim, identity
 from cheers import Cheers, write_json
-from data import open_picture
+from data import make_folder, open_picture
 from miniature import Study, evaluate_shapes, paper, table
-from parallel import RANK, shared, start_process
+from parallel import RANK, WORLD, digest, shared, start_process
 from questions import BENCHMARKS, EASY, Questions, answer, ask, easy_rows, first, prepare_easy_vqa, summarize
-from sample import complete
 
 
 def open_model(args: argparse.Namespace) -> Cheers:
-    dtype, name = getattr(args, "model_dtype", None), getattr(args, "device", None) or args.best_device
-    try:
-        device = torch.device(name)
-        torch.ones(1, device=device).item()
-    except Exception as error:  # each backend has its own
-        raise ValueError(f"device {name} is not available here ({str(error).splitlines()[0]}); try --device cpu") from None
-    dtype = getattr(torch, dtype) if dtype else torch.float32 if device.type == "cpu" else None
-    return Cheers.from_pretrained(args.model, device, dtype)
+    return sample.open_model(args.model, getattr(args, "device", None) or args.best_device, getattr(args, "model_dtype", None))
 
 
 def run_shapes(args: argparse.Namespace) -> None:
@@ -51,7 +43,7 @@ def run_painting(args: argparse.Namespace) -> None:
     geneval = args.command == "geneval"
     prompts = benchmarks.read_geneval(args.metadata) if geneval else benchmarks.read_dpg(args.prompts)
     model = open_model(args)
-    settings = complete(model, steps=args.steps, guidance=args.guidance, shift=args.shift)
+    settings = sample.complete(model, steps=args.steps, guidance=args.guidance, shift=args.shift)
     belongs = {"model": identity(model, args.model), "seed": args.seed, "grid": "exact" if args.exact else "released"}
     belongs |= settings | {"images per prompt": args.images_per_prompt, "prompts": digest(prompts)}
     claim(args.out / "settings.json", belongs, "*/samples/*.png" if geneval else "*.jpg")
@@ -62,7 +54,7 @@ def run_painting(args: argparse.Namespace) -> None:
 
 def run_geneval_score(args: argparse.Namespace) -> None:
     rows = benchmarks.geneval_score(benchmarks.read_geneval(args.metadata), args.detections)
-    print(benchmarks.table(rows, digits=3))
+    print(table(rows, "paper"))
 
 
 def run_understanding(args: argparse.Namespace) -> None:
@@ -84,10 +76,10 @@ def run_understanding(args: argparse.Namespace) -> None:
 
 
 def run_easy_vqa(args: argparse.Namespace) -> None:
-    model = None if args.prepare else open_model(args)
     questions = shared(lambda: prepare_easy_vqa(args.data, args.out))[: args.limit]
     if args.prepare:
         return print(args.out / "train.jsonl")
+    model = open_model(args)
     claim(args.out / f"{EASY}-settings.json", {"model": identity(model, args.model)}, f"{EASY}.jsonl")
     see = lambda question: [open_picture(args.out / EASY / "test/images" / question["image"])]
     prompt = lambda question: question["question"]
@@ -98,7 +90,7 @@ def run_easy_vqa(args: argparse.Namespace) -> None:
 def report(args: argparse.Namespace, name: str, rows: list[dict]) -> None:
     if RANK == 0:
         write_json(args.out / f"{name}.json", {"model": args.model, "rows": rows})
-        print(benchmarks.table(rows, digits=1))
+        print(table(rows, "paper", digits=1))
 
 
 def main() -> None:
@@ -159,10 +151,9 @@ def main() -> None:
     if getattr(args, "seed", 0) < 0:
         parser.error("--seed must not be negative")
     if args.run in (run_shapes, run_paper):  # the benchmarks look at their input first
-        try:
-            args.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"cannot write {args.out} ({error.strerror}); choose another --out") from None
+        if WORLD > 1:
+            parser.error(f"{args.command} runs in one process; start it without torchrun")
+        make_folder(args.out, args.out)
     args.best_device = start_process()
     args.run(args)
     if dist.is_initialized():

@@ -23,8 +23,9 @@ from tqdm import tqdm
 import shapes
 import train
 from cheers import Cheers, CheersConfig, read_json, write_json
-from data import collate, contact_sheet, draw_curves, draw_heatmaps, intensities, make_sample, to_pixels
-from data import generation, understanding
+from data import collate, contact_sheet, draw_curves, draw_heatmaps, dummy_picture, generation, intensities, make_sample
+from data import to_pixels, understanding
+from parallel import digest
 from sample import generate_images, generate_texts
 
 HELD_OUT_TASKS = ("colors", "color_attr")  # the tasks that name colours
@@ -37,23 +38,20 @@ def mean_and_error(values: list[float]) -> tuple[float, float]:
     return (float(known.mean()), float(known.std() / len(known) ** 0.5)) if len(known) else (math.nan, math.nan)
 
 
-def paint_and_score(model: Cheers, prompts: list[str], seed: int, name: str) -> tuple[list[shapes.Score], list[Tensor]]:
-    """One picture per prompt -> scores, and the first ten pictures."""
+def paint_and_score(model: Cheers, prompts: list[str], seed: int, name: str, asked: list | None = None,
+                    sources: list | None = None, dummies: list | None = None, **settings) -> tuple[list, list[Tensor]]:
+    """One picture per prompt -> scores, by what is `asked` (the prompts when left out), and the first ten pictures."""
     scores, first = [], []
-    bar = tqdm(total=len(prompts), desc=name, unit="picture")
-    for start in range(0, len(prompts), BATCH):
-        batch = prompts[start : start + BATCH]
-        pixels = generate_images(model, batch, seed=seed, first=start).cpu()
-        scores += [shapes.score(picture, prompt) for picture, prompt in zip(pixels, batch)]
-        first += list(pixels[: max(0, 10 - start)])
-        bar.update(len(batch))
-    bar.close()
+    for start in tqdm(range(0, len(prompts), BATCH), desc=name, unit="picture", unit_scale=BATCH):
+        part = slice(start, start + BATCH)
+        settings |= {"sources": sources and sources[part], "dummy_pixels": dummies and dummies[part]}
+        pixels = generate_images(model, prompts[part], seed=seed, first=start, **settings).cpu()
+        scores += map(shapes.score, pixels, (asked or prompts)[part])
+        first += pixels[: max(0, 10 - start)]
     return scores, first
 
 
-def answer_questions(
-    model: Cheers, count: int, seed: int, held_out: bool = False, objects: int = 4
-) -> list[tuple[str, bool]]:
+def answer_questions(model: Cheers, count: int, seed: int, held_out: bool = False, objects: int = 4) -> list[tuple[str, bool]]:
     """(question, answered right) for each of `count` scenes of at most so many objects."""
     side, answered = model.config.siglip.image_size, []
     for start in tqdm(range(0, count, BATCH), desc="questions", unit="batch", dynamic_ncols=True):
@@ -74,7 +72,6 @@ def evaluate_shapes(model: Cheers, out: Path, limit: int, seed: int) -> list[dic
         (value, error), n = mean_and_error(results), int(np.isfinite(results).sum())
         rows.append({"name": name, "value": value, "error": error, "count": n, "prompts": prompts or n})
 
-    everything = {False: [], True: []}
     for held_out, tasks in ((False, shapes.TASKS), (True, HELD_OUT_TASKS)):
         for i, task in enumerate(tasks):
             name = task + " (held out)" * held_out
@@ -82,16 +79,11 @@ def evaluate_shapes(model: Cheers, out: Path, limit: int, seed: int) -> list[dic
             scores, first = paint_and_score(model, prompts, seed, name)
             pictures += [] if held_out else first
             row(name, [score.correct for score in scores], len(set(prompts)))
-            everything[held_out].append(rows[-1])
             outlines += [score.outline_error for score in scores]
-        parts = everything[held_out]  # as in GenEval, the mean of the tasks
-        rows.append({
-            "name": "held out, overall" if held_out else "overall",
-            "value": float(np.mean([part["value"] for part in parts])),
-            "error": float(np.sqrt(np.sum([part["error"] ** 2 for part in parts])) / len(parts)),
-            "count": sum(part["count"] for part in parts),
-            "prompts": sum(part["prompts"] for part in parts),
-        })
+        parts, name = rows[-len(tasks) :], "held out, overall" if held_out else "overall"
+        values, errors, *counts = ([part[key] for part in parts] for key in ("value", "error", "count", "prompts"))
+        mean, error = float(np.mean(values)), float(np.linalg.norm(errors)) / len(parts)  # as in GenEval, the mean of the tasks
+        rows.append({"name": name, "value": mean, "error": error, "count": sum(counts[0]), "prompts": sum(counts[1])})
     contact_sheet(torch.stack(pictures), min(10, limit)).save(out / "samples.png")
     row("questions", [right for _, right in answer_questions(model, 10 * limit, seed)])
     row("questions on held-out pictures", [right for _, right in answer_questions(model, 2 * limit, seed, held_out=True)])
@@ -99,16 +91,17 @@ def evaluate_shapes(model: Cheers, out: Path, limit: int, seed: int) -> list[dic
     return rows
 
 
-def table(rows: list[dict]) -> str:
-    lines = ["| | score | ± | n | distinct prompts |", "|---|---|---|---|---|"]
-    return "\n".join(
-        lines + [f"| {r['name']} | {r['value']:.3f} | {r['error']:.3f} | {r['count']} | {r['prompts']} |" for r in rows]
-    )
+def table(rows: list[dict], last: str = "prompts", digits: int = 3) -> str:
+    """Markdown; the last column shows "prompts" or "paper", the paper's numbers."""
+    lines = [f"| | score | ± | n | {'distinct prompts' if last == 'prompts' else last} |", "|---|---|---|---|---|"]
+    for r in rows:
+        value, error = ("–" if r[key] is None else f"{r[key]:.{digits}f}" for key in ("value", "error"))
+        lines.append(f"| {r['name']} | {value} | {error} | {r['count']} | {'–' if r[last] is None else r[last]} |")
+    return "\n".join(lines)
 
 
 # ---- the paper in miniature ------------------------------------------------------------------------------------
 # Small models that differ in one thing each, trained by train.py on the same samples in the same order from the same start.
-
 
 class WithoutDetail(Cheers):
     """Table 5: no high-frequency injection; the gate gets nothing to let through."""
@@ -161,11 +154,11 @@ class Study:
         return [fingerprint(model, "vae."), *sizes, asdict(train.TOY), self.steps, self.dtype]
 
     def folder(self, name: str) -> Path:
-        return self.out / "variants" / f"{slug(name)}-{digest([self.recipe, self.seed])}"
+        return self.out / "variants" / f"{re.sub(', | ', '-', name)}-{digest([self.recipe, self.seed])[:10]}"
 
     def cached(self, name: str, key: object, make: Callable[[], object]) -> object:
         """What `make` gives, kept in OUT/rows under its name and all that it depends on, so that a report goes on."""
-        path = self.out / "rows" / f"{slug(name)}-{digest([key, self.limit, self.seed])}.json"
+        path = self.out / "rows" / f"{re.sub(', | ', '-', name)}-{digest([key, self.limit, self.seed])[:10]}.json"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             began = time.monotonic()
@@ -176,21 +169,10 @@ class Study:
         return row["value"]
 
 
-def slug(name: str) -> str:
-    return name.replace(", ", "-").replace(" ", "-")
-
-
-def digest(key: list) -> str:
-    return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:10]
-
-
 def fingerprint(model: Cheers, prefix: str = "") -> str:
     """Changes when a weight whose name begins so does."""
-    weights = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        if name.startswith(prefix):
-            weights.update(tensor.float().cpu().numpy().tobytes())
-    return weights.hexdigest()[:10]
+    weights = (tensor.float().cpu().numpy().tobytes() for name, tensor in model.state_dict().items() if name.startswith(prefix))
+    return hashlib.sha256(b"".join(weights)).hexdigest()[:10]
 
 
 def write_world(folder: Path, count: int, seed: int, side: int) -> None:
@@ -297,11 +279,8 @@ def edit_measures(study: Study, model: Cheers, sheet: Path) -> dict[str, list[fl
             requests.append(text)
             sources.append([shapes.draw(s, side) for s in scenes])
             wanted.append(result)
-        painted = []
-        for start in tqdm(range(0, study.limit, BATCH), desc=kind, unit="batch", dynamic_ncols=True):
-            part = slice(start, start + BATCH)
-            painted += generate_images(model, requests[part], sources=sources[part], seed=study.seed, first=start).cpu()
-        measures[kind] = [float(shapes.score(picture, asked).correct) for picture, asked in zip(painted, wanted)]
+        scores, painted = paint_and_score(model, requests, study.seed, kind, wanted, sources)
+        measures[kind] = [float(score.correct) for score in scores]
         rows += [to_pixels(pictures[0]) for pictures in sources[:8]] + painted[:8]
     contact_sheet(torch.stack(rows), min(8, study.limit)).save(sheet)
     return measures
@@ -316,16 +295,12 @@ SETTINGS += [{"interval": pair} for pair in ((0.0, 0.5), (0.0, 0.75), (0.25, 1.0
 
 def sampling_measures(study: Study, settings: dict) -> list[float]:
     """Right or wrong for each picture, limit/5 of each of the six tasks, painted with these settings."""
-    settings, side = dict(settings), study.model.config.siglip.image_size
+    settings = dict(settings)
     dummy, count = settings.pop("dummy", False), max(1, study.limit // 5)
     prompts = sum((shapes.task_prompts(task, count, np.random.default_rng([study.seed, 3])) for task in shapes.TASKS), [])
-    noise, right = torch.rand(len(prompts), 3, side, side, generator=torch.Generator().manual_seed(study.seed)), []
-    for start in range(0, len(prompts), BATCH):
-        part = slice(start, start + BATCH)
-        before = noise[part] if dummy else None  # the release's picture of noise before each prompt
-        pixels = generate_images(study.model, prompts[part], seed=study.seed, first=start, dummy_pixels=before, **settings)
-        right += [float(shapes.score(picture, prompt).correct) for picture, prompt in zip(pixels.cpu(), prompts[part])]
-    return right
+    dummies = [dummy_picture(study.seed, k) for k in range(len(prompts))] if dummy else None
+    scores, _ = paint_and_score(study.model, prompts, study.seed, "sampling", dummies=dummies, **settings)
+    return [float(score.correct) for score in scores]
 
 
 def solver_errors(study: Study) -> dict[str, list[tuple[int, float]]]:
@@ -356,7 +331,6 @@ def gate_measures(study: Study, sheet: Path, prompts: int = 32) -> dict[str, lis
 
 
 # -- the report: every sentence that compares is computed
-
 
 def markdown(rows: dict[str, dict[str, list[float]]]) -> str:
     """A table with a line per model and a column per measure, mean ± error."""

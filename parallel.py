@@ -98,7 +98,6 @@ def full_tensors(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
 
 # ---- checkpoints -----------------------------------------------------------------------------------------------
 
-
 def training_state(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, Tensor]:
     """Every tensor that a step changes, by name: themselves, not copies, so that loading fills them in place."""
     state, names = dict(model.state_dict()), {parameter: name for name, parameter in model.named_parameters()}
@@ -127,8 +126,8 @@ def hashes(folder: Path, names: list[str]) -> dict[str, str | None]:
     return mine
 
 
-def seal(manifest: dict) -> str:
-    return hashlib.sha256(json.dumps({k: v for k, v in manifest.items() if k != "seal"}, sort_keys=True).encode()).hexdigest()
+def digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def damage(folder: Path) -> str:
@@ -137,7 +136,7 @@ def damage(folder: Path) -> str:
     def read() -> dict | str:
         try:
             manifest = read_json(folder / "manifest.json")
-            return manifest if manifest["seal"] == seal(manifest) else "the manifest was changed"
+            return manifest if manifest.pop("seal") == digest(manifest) else "the manifest was changed"
         except (OSError, ValueError, KeyError) as error:
             return str(error)
 
@@ -164,7 +163,7 @@ def save(out: Path, phase: str, keep: int, state: dict[str, Tensor], manifest: d
 
     def finish() -> None:
         whole = manifest | {"files": files}
-        write_json(unfinished / "manifest.json", whole | {"seal": seal(whole)})
+        write_json(unfinished / "manifest.json", whole | {"seal": digest(whole)})
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(unfinished, folder)
         for old in sorted(out.glob(f"{phase}-*[0-9]"))[:-keep]:
@@ -209,7 +208,6 @@ def export(folder: Path, out: Path) -> None:
 
 # ---- metrics ---------------------------------------------------------------------------------------------------
 
-
 def forget(path: Path, phase: str, start: int) -> None:
     """Drops the lines of steps that will be done again, and what a kill left half written."""
     if path.exists():
@@ -218,8 +216,7 @@ def forget(path: Path, phase: str, start: int) -> None:
             with suppress(ValueError):
                 entry = json.loads(line)
                 kept += [line] * (entry["phase"] != phase or entry["step"] <= start)
-        unfinished = path.with_suffix(".partial")
-        unfinished.write_text("".join(f"{line}\n" for line in kept))
+        (unfinished := path.with_suffix(".partial")).write_text("".join(f"{line}\n" for line in kept))
         os.replace(unfinished, path)
 
 

@@ -67,9 +67,8 @@ def bytes_per_process(model: nn.Module, shards: int, matrices: list[nn.Parameter
     return sizes
 
 
-def plan(
-    model: Cheers, recipe, args: argparse.Namespace, matrices: list[nn.Parameter], recompute: Callable[[Cheers], None]
-) -> None:
+def plan(model: Cheers, recipe, args: argparse.Namespace, matrices: list[nn.Parameter],
+         recompute: Callable[[Cheers], None]) -> None:
     """Prints what a run of `recipe` would need. Muon trains `matrices`; `recompute` switches activation checkpointing on."""
     for part, module in (*model.named_children(), ("all", model)):
         numbers = [(p.numel(), p.requires_grad) for p in module.parameters()]
@@ -78,11 +77,8 @@ def plan(
     sizes, alone = (bytes_per_process(model, shards, matrices) for shards in (args.gpus // args.replicas, 1))
     m = (model.config.siglip.image_size // model.config.multiple) ** 2
     samples = {  # tokens, pictures, of these to paint, supervised tokens; 64 tokens of prompt, 64 of answer
-        "understanding": (m + 128, 1, 0, 64),
-        "generation": (m + 64, 1, 1, 2),
-        "editing": (2 * m + 64, 2, 1, 2),
-        "text": (128, 0, 0, 64),
-    }
+        "understanding": (m + 128, 1, 0, 64), "generation": (m + 64, 1, 1, 2),
+        "editing": (2 * m + 64, 2, 1, 2), "text": (128, 0, 0, 64)}
     flops = {kind: cost(model.to(torch.bfloat16), *sample)[0] for kind, sample in samples.items()}
     if not args.keep_activations:
         recompute(model)

@@ -36,7 +36,6 @@ from sample import generate_texts
 
 # ---- understanding: rules that score one answer, (prediction, row of the TSV file) -> 0 … 1 ---------------------
 
-
 def options(question: dict) -> dict[str, str]:
     return {letter: question[letter] for letter in string.ascii_uppercase if question.get(letter)}
 
@@ -234,7 +233,6 @@ def pope_rows(name: str, items: list[tuple[float, bool, bool]], paper: float) ->
 
 # ---- questions, pictures, answers ---------------------------------------------------------------
 
-
 def tsv_rows(path: Path, start: int = 0) -> Iterator[tuple[int, list[str]]]:
     """(byte where it begins, cells) of each row from a byte on."""
     csv.field_size_limit(sys.maxsize)  # a picture is one cell
@@ -289,8 +287,7 @@ def gather(out: Path, name: str) -> dict[str, str]:
     """OUT/NAME.jsonl and what other processes have left beside it, made one file -> index: prediction."""
     parts = [path for path in (out / f"{name}.jsonl", *sorted(out.glob(f"{name}.part-*.jsonl"))) if path.exists()]
     lines = {line["index"]: line for part in parts for line in json_lines(part, "index", "prediction", killed=True)}
-    partial = out / f".{name}.jsonl.partial"
-    partial.write_text("".join(json.dumps(line) + "\n" for line in lines.values()))
+    (partial := out / f".{name}.jsonl.partial").write_text("".join(json.dumps(line) + "\n" for line in lines.values()))
     os.replace(partial, out / f"{name}.jsonl")
     for part in out.glob(f"{name}.part-*.jsonl"):
         part.unlink()
@@ -303,13 +300,11 @@ def answer(model: Cheers, out: Path, name: str, questions: list[dict], prompt: C
     known = shared(lambda: gather(out, name))
     mine = [question for question in questions if question["index"] not in known][RANK::WORLD]
     path = out / (f"{name}.part-{RANK}.jsonl" if RANK else f"{name}.jsonl")
-    bar = tqdm(total=len(mine), desc=f"{name}, process {RANK + 1} of {WORLD}", unit="question", disable=RANK > 0)
-    for start in range(0, len(mine), batch):
+    title = f"{name}, process {RANK + 1} of {WORLD}"
+    for start in tqdm(range(0, len(mine), batch), title, unit="question", unit_scale=batch, disable=RANK > 0):
         some = mine[start : start + batch]
         texts = generate_texts(model, [prompt(q) for q in some], [see(q) for q in some], max_new_tokens=max_new_tokens)
         write_lines(path, [{"index": q["index"], "answer": q["answer"], "prediction": t} for q, t in zip(some, texts)])
-        bar.update(len(some))
-    bar.close()
     total(torch.zeros(1))  # all have written
     known = shared(lambda: gather(out, name))
     return [known[question["index"]] for question in questions]

@@ -153,17 +153,15 @@ class Qwen(nn.Module):
 CHEERS_TOKENS = ("<image>", "<image_gen>", "<im_start>", "<im_end>", "<no_mean>")
 SYSTEM = "You are a helpful assistant."
 # contractions | words with one leading sign | single digits | punctuation | line breaks | spaces
-QWEN_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-              r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+QWEN_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def qwen_bpe(model: models.BPE) -> tokenizers.Tokenizer:
     """Qwen's pipeline around a byte-level BPE model: NFC, the splitting pattern, bytes."""
     backend = tokenizers.Tokenizer(model)
     backend.normalizer = normalizers.NFC()
-    split = pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated")
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated"), to_bytes])
     backend.decoder = decoders.ByteLevel()
     return backend
 
@@ -187,13 +185,11 @@ class Tokenizer:
                 return None
             config = folder / "tokenizer_config.json"
             added = json.loads(config.read_text())["added_tokens_decoder"] if config.exists() else {}
+            vocabulary, merges = models.BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
             # With the added tokens inside the vocabulary they keep their ids, whatever its size.
-            vocabulary = json.loads((folder / "vocab.json").read_text())
             vocabulary |= {token["content"]: int(i) for i, token in added.items()}
             after = max(vocabulary.values()) + 1
             vocabulary |= {token: after + i for i, token in enumerate(t for t in CHEERS_TOKENS if t not in vocabulary)}
-            lines = (folder / "merges.txt").read_text().splitlines()
-            merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
             backend = qwen_bpe(models.BPE(vocabulary, merges))
             for token in added.values():
                 entry = AddedToken(token["content"], special=token["special"], normalized=False)

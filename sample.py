@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from cheers import Cheers, attention_mask, best_device
 from data import LOOK, draw_curves, draw_heatmaps, drop_text, dummy_picture, expand, fit_inside, intensities
-from data import open_picture, to_picture, to_pixels, to_rgb
+from data import make_folder, open_picture, to_picture, to_pixels, to_rgb
 from qwen import chat
 
 PUBLISHED = {"steps": 80, "guidance": 9.5, "shift": 0.5}  # the release's README
@@ -185,13 +185,12 @@ def prompt_ids(model: Cheers, prompt: Prompt, visuals: list[Tensor], painting: b
 
 
 @torch.inference_mode()
-def generate_images(
-        model: Cheers, prompts: list[Prompt], *, steps: int | None = None, guidance: float | None = None,
-        shift: float | None = None, size: int | tuple[int, int] | None = None, seed: int | None = None,
-        noise: Tensor | None = None, negative: Prompt | None = None,
-        sources: Pictures | list[list[Picture]] | None = None, dummy_pixels: Pictures | None = None, first: int = 0,
-        grid: str = "exact", solver: str = "euler", interval: tuple[float, float] = (0, math.inf),
-        watch: Callable[[Step], None] | None = None, progress: bool = False) -> Tensor:
+def generate_images(model: Cheers, prompts: list[Prompt], *, steps: int | None = None, guidance: float | None = None,
+                    shift: float | None = None, size: int | tuple[int, int] | None = None, seed: int | None = None,
+                    noise: Tensor | None = None, negative: Prompt | None = None,
+                    sources: Pictures | list[list[Picture]] | None = None, dummy_pixels: Pictures | None = None, first: int = 0,
+                    grid: str = "exact", solver: str = "euler", interval: tuple[float, float] = (0, math.inf),
+                    watch: Callable[[Step], None] | None = None, progress: bool = False) -> Tensor:
     """Paints one picture per prompt -> (B, 3, H, W) in [0, 1], float32. Raises ValueError for settings that cannot be.
 
     prompts: strings, lists of messages, or complete lists of ids ending in `<im_start>`.
@@ -263,10 +262,9 @@ def choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Ge
     return int(order[torch.multinomial(probabilities, 1, generator=generator)])
 
 
-def stream(
-        model: Cheers, prompts: list[Prompt], images: list[Pictures] | None, max_new_tokens: int, temperature: float,
-        top_p: float, seed: int | None, picture_tokens: int = 0, paint: Callable | None = None
-) -> Iterator[tuple[int, int | Tensor]]:
+def stream(model: Cheers, prompts: list[Prompt], images: list[Pictures] | None, max_new_tokens: int, temperature: float,
+           top_p: float, seed: int | None, picture_tokens: int = 0,
+           paint: Callable | None = None) -> Iterator[tuple[int, int | Tensor]]:
     """Token ids of R answers as they come, each with its row 0 … R-1, the ends of the turns not included.
 
     When a token opens a picture and `paint` is given, paint(ids so far, visual tokens so far) -> final latents
@@ -310,9 +308,8 @@ def stream(
 
 
 @torch.inference_mode()
-def generate_texts(
-        model: Cheers, prompts: list[Prompt], images: list[Pictures] | None = None, *, max_new_tokens: int = 512,
-        temperature: float = 0.0, top_p: float = 1.0, seed: int | None = None) -> list[str | list[int]]:
+def generate_texts(model: Cheers, prompts: list[Prompt], images: list[Pictures] | None = None, *, max_new_tokens: int = 512,
+                   temperature: float = 0.0, top_p: float = 1.0, seed: int | None = None) -> list[str | list[int]]:
     """Answers prompts of any lengths in one batch: text in, text out; ids in, ids out (the end of the turn not included).
 
     images: a list of pictures for each prompt. Answer k is drawn with seed + k, as if it were alone."""
@@ -328,10 +325,9 @@ def generate_text(model: Cheers, prompt: Prompt, images: Pictures | None = None,
 
 
 @torch.inference_mode()
-def converse(
-        model: Cheers, messages: list[dict[str, str]], images: Pictures | None = None, *, max_new_tokens: int = 512,
-        temperature: float = 0.0, top_p: float = 1.0, seed: int | None = None, first: int = 0, progress: bool = False,
-        size: int | tuple[int, int] | None = None, **painting: float | None) -> Iterator[str | Picture]:
+def converse(model: Cheers, messages: list[dict[str, str]], images: Pictures | None = None, *, max_new_tokens: int = 512,
+             temperature: float = 0.0, top_p: float = 1.0, seed: int | None = None, first: int = 0, progress: bool = False,
+             size: int | tuple[int, int] | None = None, **painting: float | None) -> Iterator[str | Picture]:
     """The assistant's next turn: yields pieces of text and pictures in the order they arise. An answer that opens
     `<im_start>` paints there, on all that was said before, and goes on; its k-th picture is fixed by (seed, first + k).
 
@@ -345,7 +341,9 @@ def converse(
         z = seeded_noise(seed, next(indices), shape)[None].to(model.device)        # (1, z', h, w)   z_0
         rows = [ids] if guidance == 1 else [ids, drop_text(ids, model.config)]
         prefix = extend(model, None, rows, visuals * len(rows))
-        return list(denoise(model, prefix, z, guidance, *schedule(steps, shift), progress))[-1].result
+        for step in denoise(model, prefix, z, guidance, *schedule(steps, shift), progress):
+            pass
+        return step.result
 
     decoder = DecodeStream(skip_special_tokens=True)  # holds back bytes that are not a character yet
     picture_tokens = shape[1] * shape[2] // 4 + 1     # and `<im_end>`
@@ -372,12 +370,7 @@ def output_path(out: Path, prompt: str, seed: int, index: int) -> Path:
     """`out` if it names a PNG, else a name in the folder `out`. Makes the folder; ValueError if it cannot."""
     words = "-".join(re.findall(r"\w+", prompt.lower()))[:40] or "picture"
     path = out if out.suffix.lower() == ".png" else out / f"{words}-{seed}-{index}.png"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not os.access(path.parent, os.W_OK):
-            raise PermissionError(0, "no permission")
-    except OSError as error:
-        raise ValueError(f"cannot write {out} ({error.strerror}); choose another --out") from None
+    make_folder(path.parent, out)
     return path
 
 
@@ -484,19 +477,23 @@ def read_line() -> str:
         return ""
 
 
-def main() -> None:
-    args = parse_arguments()
+def open_model(name: str, device: torch.device | str | None, dtype: str | None) -> Cheers:
+    """On the best device when left out; as stored when `dtype` is left out, but in float32 on CPUs."""
     try:
-        device = torch.device(args.device) if args.device else best_device()
+        device = torch.device(device or best_device())
         torch.ones(1, device=device).item()
     except Exception as error:  # each backend has its own
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {args.device} is not available here ({reason}); try cpu") from None
-    dtype = getattr(torch, args.dtype) if args.dtype else torch.float32 if device.type == "cpu" else None
-    model = Cheers.from_pretrained(args.model, device, dtype)
+        raise ValueError(f"--device {device} is not available here ({str(error).splitlines()[0]}); try cpu") from None
+    precision = getattr(torch, dtype) if dtype else torch.float32 if device.type == "cpu" else None
+    return Cheers.from_pretrained(name, device, precision)
+
+
+def main() -> None:
+    args = parse_arguments()
+    images = [open_picture(path) for path in args.image]
+    model = open_model(args.model, args.device, args.dtype)
     settings = complete(model, steps=args.steps, guidance=args.guidance, shift=args.shift)
     seed = secrets.randbits(32) if args.seed is None else args.seed
-    images = [open_picture(path) for path in args.image]
     (talk if args.answers else paint_all)(model, args, images, settings, seed)
 
 

@@ -196,8 +196,7 @@ def paint(objects, background, side):
 
 def draw(scene: Scene, side: int = 32) -> Image.Image:
     """The scene as a picture, RGB, side x side pixels."""
-    objects = [(o.shape, o.x, o.y, o.radius, COLORS[o.color]) for o in scene.objects]
-    return paint(objects, BACKGROUNDS[scene.background], side)
+    return paint([(o.shape, o.x, o.y, o.radius, COLORS[o.color]) for o in scene.objects], BACKGROUNDS[scene.background], side)
 
 
 # ---- describing, asking, editing -------------------------------------------------------------------------------------

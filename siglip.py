@@ -79,7 +79,6 @@ class Layer(nn.Module):
 class SigLIP(nn.Module):
     def __init__(self, config: SigLIPConfig):
         super().__init__()
-        self.config = config
         self.embeddings = Embeddings(config)
         self.encoder = nn.Module()
         self.encoder.layers = nn.Sequential(*(Layer(config) for _ in range(config.num_hidden_layers)))

@@ -13,7 +13,7 @@ import data
 import shapes
 from cheers import Cheers, CheersConfig, SpecialTokens, best_device
 from parallel import full_tensors
-from qwen import QwenConfig
+from qwen import CHEERS_TOKENS, QwenConfig
 from sample import generate_images
 from siglip import SigLIPConfig
 from vae import PATCH, VAE, VAEConfig
@@ -35,14 +35,13 @@ def toy_groups(trained: dict[str, nn.Parameter]) -> tuple[list[dict], list[nn.Pa
 def tiny_model() -> Cheers:
     """6 M parameters, 32x32 pictures, VAE factor 4: 8x8 latents, 16 visual tokens."""
     tokenizer = data.toy_tokenizer()
-    tokens = ("<|im_end|>", "<image>", "<image_gen>", "<im_start>", "<im_end>", "<no_mean>")
     vocabulary = math.ceil(tokenizer.backend.get_vocab_size() / 64) * 64
     model = Cheers(CheersConfig(
         vae=VAEConfig(resolution=32, ch=16, ch_mult=(1, 2), num_res_blocks=1, z_channels=2, norm_groups=8),
         siglip=SigLIPConfig(128, 512, num_hidden_layers=3, num_attention_heads=4, image_size=32, patch_size=4),
         qwen=QwenConfig(192, 768, 4, 4, 2, vocabulary, rope_theta=10_000.0, max_position_embeddings=1024),
         head_depths=(2, 2),
-        special=SpecialTokens(*(tokenizer.backend.token_to_id(token) for token in tokens)),
+        special=SpecialTokens(*map(tokenizer.backend.token_to_id, ("<|im_end|>", *CHEERS_TOKENS))),
     ))
     model.initialise()
     model.tokenizer, model.generation = tokenizer, {"steps": 40, "guidance": 3.0, "shift": 1.0}

@@ -16,8 +16,8 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,10 +33,8 @@ from tqdm import tqdm
 
 import data
 from cheers import IGNORE, Cheers, CheersConfig
-from parallel import (
-    RANK, WORLD, Window, export, forget, full_tensors, resume, save, say, shard, shared, start_process, total, trained_blocks,
-    training_state, write_lines,
-)
+from parallel import RANK, WORLD, Window, export, forget, full_tensors, resume, save, say, shard, shared, start_process, total
+from parallel import trained_blocks, training_state, write_lines
 from plan import plan, unit_costs
 from tiny import look, measure_latents, tiny_model, toy_groups, vae_step
 
@@ -104,14 +102,6 @@ def cheers_step(model: Cheers, step: data.Step) -> dict[str, Tensor]:
     return dict(zip(LOGGED, sums))
 
 
-@contextmanager
-def compute(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Matrix products in `dtype`. On CPUs the plain attention kernel has the faster backward at the tiny model's sizes."""
-    with torch.autocast(device.type, dtype, dtype != torch.float32):
-        with sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext():
-            yield
-
-
 class Recomputed:
     """Activation checkpointing: the backward pass computes a block's inside again instead of keeping it."""
 
@@ -120,6 +110,8 @@ class Recomputed:
 
 
 def wrap_blocks(model: Cheers, recompute: bool, compiled: bool) -> None:
+    if compiled:  # blocks of all kinds and widths pass through one `Recomputed.forward`; the rest would stay as it is
+        torch._dynamo.config.recompile_limit = 64
     kinds = {kind: type(f"Recomputed{kind.__name__}", (Recomputed, kind), {}) for kind in map(type, trained_blocks(model))}
     for block in trained_blocks(model):
         if recompute:
@@ -133,27 +125,22 @@ def wrap_blocks(model: Cheers, recompute: bool, compiled: bool) -> None:
 GRACE = 25  # seconds that a cluster, torchrun among them, leaves after SIGTERM
 
 
-def fit(
-    phase: str, model: nn.Module, recipe: Recipe, make_items: Callable[[], Dataset], step_function: Callable,
-    args: argparse.Namespace, after_save: Callable[[int], dict] = lambda step: {}, flops: tuple = (0, 0, 0),
-) -> None:
+def fit(phase: str, model: nn.Module, recipe: Recipe, items: Dataset, step_function: Callable, args: argparse.Namespace,
+        after_save: Callable[[int], dict] = lambda step: {}, flops: tuple = (0, 0, 0)) -> None:
     """Runs `step_function(model, item)` and the optimizers from the newest checkpoint to the last step."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     groups, matrices = ([{"params": [*trained.values()]}], []) if args.stage else toy_groups(trained)
     adam = torch.optim.AdamW(groups, recipe.lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True)
     muon = torch.optim.Muon([{"params": matrices}], recipe.lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
     state = training_state(model, (adam, muon))
-    items = make_items()
     run = {"stage": args.stage, "seed": args.seed, "batch": recipe.batch, "data": {s.name: s.lines for s in items.sources}}
     manifest = resume(args.out, phase, state, run)
     start = saved = manifest["step"]
     items.go_to(start, manifest["positions"])
     for file in ("metrics.jsonl", "skipped.jsonl"):
         shared(partial(forget, args.out / file, phase, start))
-    loader = DataLoader(
-        items, batch_size=None, sampler=range(start, recipe.steps), num_workers=args.workers, prefetch_factor=4,
-        worker_init_fn=data.ignore_signals,
-    )
+    loader = DataLoader(items, batch_size=None, sampler=range(start, recipe.steps), num_workers=args.workers, prefetch_factor=4,
+                        worker_init_fn=data.ignore_signals)
     lines = np.array(manifest["taken"]).reshape(2, -1)                             # (2, sources): seen, damaged
     stops, save_seconds, window = [], 0.0, Window(flops, args.device)
     # SIGTERM and Ctrl-C let the step finish and a checkpoint be written
@@ -164,7 +151,9 @@ def fit(
         rate = learning_rate(step, recipe)
         for group in adam.param_groups + muon.param_groups:
             group["lr"] = group.get("pace", 1.0) * rate
-        with compute(args.device, args.dtype):
+        # On CPUs the plain attention kernel has the faster backward at the tiny model's sizes.
+        kernel = sdpa_kernel(SDPBackend.MATH) if args.device.type == "cpu" else nullcontext()
+        with torch.autocast(args.device.type, args.dtype, args.dtype != torch.float32), kernel:
             losses = step_function(model, item)
         for p in trained.values():  # of a part that had nothing to do: Adam counts the step all the same
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
@@ -275,10 +264,7 @@ def main(options: list[str] | None = None, kind: type[Cheers] = Cheers) -> None:
         return export(args.export, args.out)
     if recipe.batch % WORLD or WORLD % args.replicas:
         raise ValueError(f"--batch {recipe.batch} must be a multiple of the {WORLD} processes, and these of --replicas")
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"cannot write {args.out} ({error.strerror}); choose another --out") from None
+    data.make_folder(args.out, args.out)
     args.device = start_process()
     args.dtype = getattr(torch, args.dtype or ("float32" if args.device.type == "cpu" else "bfloat16"))
     torch.set_flush_denormal(True)  # denormal numbers are many times slower on CPUs
@@ -292,7 +278,7 @@ def main(options: list[str] | None = None, kind: type[Cheers] = Cheers) -> None:
     model.to(args.device)
     if not args.init and not args.components:  # a VAE so small that every process trains it alike, on the same pictures
         pictures = data.ToyPictures(args.vae_steps, 2 * recipe.batch, model.config, args.seed)
-        fit("vae", model.vae, replace(recipe, lr=args.lr or 2e-3, steps=args.vae_steps), lambda: pictures, vae_step, args)
+        fit("vae", model.vae, replace(recipe, lr=args.lr or 2e-3, steps=args.vae_steps), pictures, vae_step, args)
         for tensor in model.vae.state_dict().values() if WORLD > 1 else ():
             dist.broadcast(tensor, 0)  # kernels on GPUs need not agree to the last bit
         measure_latents(model.vae, pictures)
@@ -312,10 +298,8 @@ def main(options: list[str] | None = None, kind: type[Cheers] = Cheers) -> None:
     wrap_blocks(model, bool(args.stage) and not args.keep_activations, args.compile)
     if WORLD > 1:
         shard(model, args.device, args.dtype, args.replicas)
-    items = partial(
-        data.Mixture, sources, weights, recipe.batch, args.micro_batch or recipe.batch, args.seed, model.tokenizer, model.config,
-        recipe.steps, recipe.shift, RANK, WORLD,
-    )
+    items = data.Mixture(sources, weights, recipe.batch, args.micro_batch or recipe.batch, args.seed, model.tokenizer,
+                         model.config, recipe.steps, recipe.shift, RANK, WORLD)
     fit("cheers", model, recipe, items, cheers_step, args, lambda step: {} if args.data else look(model, args.out, step), flops)
     tensors = full_tensors(model, torch.bfloat16)
     if RANK == 0:

@@ -186,6 +186,9 @@ def test_geneval_score_is_the_mean_of_the_tasks(run, metadata, tmp_path, capsys)
         path.write_text(line)
         with pytest.raises(ValueError, match=sentence):
             geneval_score(PROMPTS, path)
+    nowhere = {"tag": "position", "include": [{"class": "cat", "count": 1, "position": ["left of", 5]}]}
+    with pytest.raises(ValueError, match="prompt 1 of the metadata is not one of GenEval's"):
+        geneval_score([PROMPTS[0], nowhere], path)
 
 
 # ---- rules of understanding ------------------------------------------------------------------------------------
