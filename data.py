@@ -14,6 +14,7 @@ import os
 import re
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -326,6 +327,8 @@ class JsonLines:
         with open(path, "rb") as lines:
             lines.seek(int(self.offsets[0]))
             first = lines.readline()
+        with suppress(ValueError):  # some encoders write \u003c for <
+            first = json.dumps(json.loads(first)).encode()
         self.kind = "generation" if b"<image_gen>" in first else "understanding" if b"<image>" in first else "text"
 
     def read(self, line: int, rng: np.random.Generator, progress: float) -> tuple[list[dict], list[Image.Image]]:
@@ -334,7 +337,7 @@ class JsonLines:
             content = json.loads(lines.readline())
         paths = content.get("image") or []
         if isinstance(paths, str):
-            paths = json.loads(paths) if paths.startswith("[") else re.split("[,;]", paths)
+            paths = json.loads(paths) if paths.startswith("[") else filter(str.strip, re.split("[,;]", paths))
         return content["conversations"], [open_picture(self.images / path.strip()) for path in paths]
 
 
@@ -484,12 +487,12 @@ def open_sources(files: list[str], images: Path | None, spare: Path, mix: dict[s
     to their kinds. Raises FileNotFoundError, or ValueError where a weight is missing."""
     if not files:
         return [ToySource(make, side) for make in TOY_MIX], list(TOY_MIX.values())
-    named = [re.fullmatch(r"(.*?)(?::([\d.]+))?", text).groups() for text in files]
+    named = [re.fullmatch(r"(.*?)(?::(\d*\.?\d+))?", text).groups() for text in files]
     sources = [JsonLines(Path(path), images or Path(path).parent, spare) for path, _ in named]
     if len({source.name for source in sources}) < len(sources):
         raise ValueError("--data names a file twice; give it a weight instead, FILE:WEIGHT")
     weights = [float(weight or 0) for _, weight in named]
-    if not any(weights):
+    if not any(weight for _, weight in named):
         lines = {kind: sum(source.lines for source in sources if source.kind == kind) for kind in mix}
         weights = [mix.get(s.kind, 0) * s.lines / lines.get(s.kind, 1) for s in sources]
     for source, weight in zip(sources, weights):

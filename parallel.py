@@ -4,6 +4,7 @@ Everything here works in one process too, where it does nothing. Checkpoints are
 (nothing is ever unpickled), written under another name, hashed, then renamed: a kill leaves the last good one untouched.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import torch
@@ -46,6 +48,18 @@ def start_process() -> torch.device:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(minutes=30))
     return device
+
+
+def lock(out: Path) -> TextIO:
+    """A folder is this process's alone while the result is open. Raises ValueError when another process has it."""
+    file = open(out / ".lock", "w")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
+    except (BlockingIOError, PermissionError):
+        raise ValueError(f"another run is writing to {out}; wait until it has ended, or choose another --out") from None
+    except OSError:  # a file system without locks
+        pass
+    return file
 
 
 def total(values: Tensor) -> Tensor:
@@ -130,6 +144,10 @@ def digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def checkpoints(out: Path, phase: str) -> list[Path]:
+    return sorted(out.glob(f"{phase}-{7 * '[0-9]'}"))  # and nothing that somebody has put beside them
+
+
 def damage(folder: Path) -> str:
     """What is wrong with a checkpoint; empty when the manifest has its seal and every file is what the manifest says."""
 
@@ -166,7 +184,7 @@ def save(out: Path, phase: str, keep: int, state: dict[str, Tensor], manifest: d
         write_json(unfinished / "manifest.json", whole | {"seal": digest(whole)})
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(unfinished, folder)
-        for old in sorted(out.glob(f"{phase}-*[0-9]"))[:-keep]:
+        for old in checkpoints(out, phase)[:-keep]:
             shutil.rmtree(old)
 
     shared(finish)
@@ -183,13 +201,13 @@ def load(folder: Path, state: dict[str, Tensor]) -> None:
 def resume(out: Path, phase: str, state: dict[str, Tensor], run: dict) -> dict:
     """Fills `state` from the newest good checkpoint of a phase -> its manifest, or one of step 0. Damaged ones are set aside.
     Raises ValueError when it belongs to a run that is not `run`."""
-    for folder in shared(lambda: sorted(out.glob(f"{phase}-*[0-9]"), reverse=True)):
+    for folder in shared(lambda: checkpoints(out, phase)[::-1]):
         if problem := damage(folder):
             shared(lambda: os.replace(folder, folder.with_name(f"damaged-{folder.name}-{time.time_ns()}")))
             say(f"{folder} is damaged ({problem}); it is set aside")
             continue
         manifest = read_json(folder / "manifest.json")
-        if other := [name for name in run if json.dumps(run[name]) != json.dumps(manifest["run"][name])]:  # order counts
+        if other := [name for name in run if json.dumps(run[name]) != json.dumps(manifest["run"].get(name))]:  # order counts
             raise ValueError(f"{folder} is of a run with another {', '.join(other)}; choose another --out, "
                              "or train its model further with --init")
         load(folder, state)
@@ -215,7 +233,8 @@ def forget(path: Path, phase: str, start: int) -> None:
         for line in path.read_text(errors="replace").splitlines():
             with suppress(ValueError):
                 entry = json.loads(line)
-                kept += [line] * (entry["phase"] != phase or entry["step"] <= start)
+                again = isinstance(entry, dict) and entry.get("phase") == phase and entry["step"] > start
+                kept += [line] * (not again)
         (unfinished := path.with_suffix(".partial")).write_text("".join(f"{line}\n" for line in kept))
         os.replace(unfinished, path)
 

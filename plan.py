@@ -80,7 +80,7 @@ def plan(model: Cheers, recipe, args: argparse.Namespace, matrices: list[nn.Para
         "understanding": (m + 128, 1, 0, 64), "generation": (m + 64, 1, 1, 2),
         "editing": (2 * m + 64, 2, 1, 2), "text": (128, 0, 0, 64)}
     flops = {kind: cost(model.to(torch.bfloat16), *sample)[0] for kind, sample in samples.items()}
-    if not args.keep_activations:
+    if args.stage and not args.keep_activations:
         recompute(model)
     activations = micro * max(cost(model, *sample)[1] for sample in samples.values())
     print(f"\nper GPU, {args.gpus} of them in {args.replicas} replicas, {micro} samples at a time")

@@ -33,8 +33,8 @@ from tqdm import tqdm
 
 import data
 from cheers import IGNORE, Cheers, CheersConfig
-from parallel import RANK, WORLD, Window, export, forget, full_tensors, resume, save, say, shard, shared, start_process, total
-from parallel import trained_blocks, training_state, write_lines
+from parallel import RANK, WORLD, Window, checkpoints, export, forget, full_tensors, lock, resume, save, say, shard, shared
+from parallel import start_process, total, trained_blocks, training_state, write_lines
 from plan import plan, unit_costs
 from tiny import look, measure_latents, tiny_model, toy_groups, vae_step
 
@@ -73,10 +73,13 @@ def learning_rate(step: int, recipe: Recipe) -> float:
 
 
 def freeze(model: Cheers, recipe: Recipe) -> None:
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(tuple(recipe.parts)) and not name.startswith("vae."))
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError(f"no parameter's name begins with {' or '.join(recipe.parts)}, so nothing would be trained")
+    model.vae.requires_grad_(False)
+    others = {name: parameter for name, parameter in model.named_parameters() if not name.startswith("vae.")}
+    for name, parameter in others.items():
+        parameter.requires_grad_(name.startswith(tuple(recipe.parts)))
+    for part in recipe.parts:
+        if not any(name.startswith(part) for name in others):
+            raise ValueError(f"no parameter that can be trained has a name that begins with {part!r}")
 
 
 # ---- one step --------------------------------------------------------------------------------------------------
@@ -126,14 +129,15 @@ GRACE = 25  # seconds that a cluster, torchrun among them, leaves after SIGTERM
 
 
 def fit(phase: str, model: nn.Module, recipe: Recipe, items: Dataset, step_function: Callable, args: argparse.Namespace,
-        after_save: Callable[[int], dict] = lambda step: {}, flops: tuple = (0, 0, 0)) -> None:
+        before_save: Callable[[int], dict] = lambda step: {}, flops: tuple = (0, 0, 0)) -> None:
     """Runs `step_function(model, item)` and the optimizers from the newest checkpoint to the last step."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     groups, matrices = ([{"params": [*trained.values()]}], []) if args.stage else toy_groups(trained)
     adam = torch.optim.AdamW(groups, recipe.lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True)
     muon = torch.optim.Muon([{"params": matrices}], recipe.lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
     state = training_state(model, (adam, muon))
-    run = {"stage": args.stage, "seed": args.seed, "batch": recipe.batch, "data": {s.name: s.lines for s in items.sources}}
+    run = {"stage": args.stage, "seed": args.seed, "batch": recipe.batch, "parts": list(recipe.parts)}
+    run["data"] = {source.name: source.lines for source in items.sources}
     manifest = resume(args.out, phase, state, run)
     start = saved = manifest["step"]
     items.go_to(start, manifest["positions"])
@@ -169,21 +173,24 @@ def fit(phase: str, model: nn.Module, recipe: Recipe, items: Dataset, step_funct
         lines = lines + np.array(new, int).reshape(2, -1)
         write_lines(args.out / "skipped.jsonl", [{"phase": phase, "step": done} | entry for entry in item.skipped])
         data.check_damage(items.sources, *lines, args.skip_limit, args.out / "skipped.jsonl")
-        if done % args.log_every == 0 or last or stopping:
+        saving = done % args.save_every == 0 or last or stopping
+        if done % args.log_every == 0 or saving:
             skipped = {"skipped": dict(zip(item.positions, lines[1].tolist())), "positions": item.positions}
             line = {"phase": phase, "step": done, "lr": rate} | window.close() | skipped
             write_lines(args.out / "metrics.jsonl", [line] * (RANK == 0))
             bar.set_postfix({name: f"{line[name]:.3f}" for name in ("loss", "text", "image", "psnr") if name in line})
         if stopping and shared(lambda: saved and save_seconds > GRACE):
             raise SystemExit(f"train.py: stopped; saving takes too long, the last checkpoint is of step {saved}")
-        if done % args.save_every == 0 or last or stopping:
+        if saving:
             if not norm.isfinite():
-                raise ValueError(f"the gradient is not finite at step {done}; the last checkpoint is of step {saved}; lower --lr")
+                raise ValueError(f"the gradient is not finite at step {done}; the last checkpoint is of step {saved}; "
+                                 "lower --lr, and remove that one if it was too late")
             began, taken = time.monotonic(), {"step": done, "positions": item.positions, "taken": lines.tolist()}
-            save(args.out, phase, args.keep, state, taken | {"run": run})
-            saved, save_seconds = done, time.monotonic() - began
-            if not stopping and (scores := after_save(done)):
+            if not stopping and (scores := before_save(done)):  # a kill from here on loses no more than a kill before
                 write_lines(args.out / "metrics.jsonl", [{"phase": phase, "step": done} | scores])
+            looked = time.monotonic()
+            save(args.out, phase, args.keep, state, taken | {"run": run})
+            saved, save_seconds = done, time.monotonic() - looked
             window.began += time.monotonic() - began
         if stopping:
             say(f"train.py: stopped and saved after step {done}; the same command goes on from there")
@@ -229,8 +236,8 @@ def parse_arguments(options: list[str] | None) -> argparse.Namespace:
     add("--mfu", type=float, default=0.4, help="for --plan: share of the A100's peak that is reached")
     args = parser.parse_args(options)
     for name in ("steps", "vae_steps", "batch", "micro_batch", "save_every", "log_every", "keep", "replicas", "gpus", "workers"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+        if (value := getattr(args, name)) is not None and not 1 <= value < 10_000_000:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1 and less than ten million")
     for wrong, sentence in (
         (args.lr is not None and not 0 < args.lr < math.inf or args.seed < 0, "--lr must be positive and --seed not negative"),
         (not 0 < args.mfu <= 1 or not 0 <= args.skip_limit <= 1, "--mfu and --skip-limit are shares, between 0 and 1"),
@@ -238,8 +245,9 @@ def parse_arguments(options: list[str] | None) -> argparse.Namespace:
         (args.stage and not args.plan and not args.data, "--stage needs samples: --data FILE ..."),
         (args.stage and not args.plan and not args.init and not args.components,
          "--stage needs weights to start from: --init NAME|FOLDER, or --components QWEN SIGLIP VAE"),
-        (args.plan and args.gpus % args.replicas, "--replicas must divide --gpus"),
+        (args.images and not args.images.is_dir(), f"there is no folder {args.images}"),
         (args.export and not args.out, "--export needs a folder to write to: --out DIR"),
+        (args.export and WORLD > 1, "--export runs in one process; start it without torchrun"),
     ):
         if wrong:
             parser.error(sentence)
@@ -254,6 +262,9 @@ def main(options: list[str] | None = None, kind: type[Cheers] = Cheers) -> None:
     warnings.filterwarnings("ignore", "torch.distributed is disabled|FSDP2-wrapped module .* returned a view")
     given = {name: getattr(args, name) for name in ("lr", "schedule", "batch", "steps", "parts")}
     recipe = replace(STAGES.get(args.stage, TOY), **{name: value for name, value in given.items() if value is not None})
+    processes = args.gpus if args.plan else WORLD
+    if recipe.batch % processes or processes % args.replicas:
+        raise ValueError(f"--batch {recipe.batch} must be a multiple of the {processes} processes, and these of --replicas")
     if args.plan:
         with torch.device("meta"):
             model = Cheers(CheersConfig()) if args.stage else tiny_model()
@@ -262,9 +273,8 @@ def main(options: list[str] | None = None, kind: type[Cheers] = Cheers) -> None:
         return plan(model, recipe, args, matrices, partial(wrap_blocks, recompute=True, compiled=False))
     if args.export:
         return export(args.export, args.out)
-    if recipe.batch % WORLD or WORLD % args.replicas:
-        raise ValueError(f"--batch {recipe.batch} must be a multiple of the {WORLD} processes, and these of --replicas")
     data.make_folder(args.out, args.out)
+    args.lock = lock(args.out) if RANK == 0 else None
     args.device = start_process()
     args.dtype = getattr(torch, args.dtype or ("float32" if args.device.type == "cpu" else "bfloat16"))
     torch.set_flush_denormal(True)  # denormal numbers are many times slower on CPUs
@@ -276,20 +286,23 @@ def main(options: list[str] | None = None, kind: type[Cheers] = Cheers) -> None:
     if model.tokenizer is None:
         raise ValueError(f"{args.init or args.components[0]} has no tokenizer; add tokenizer.json to it")
     model.to(args.device)
+    freeze(model, recipe)
+    opening = partial(data.open_sources, args.data, args.images, args.out, recipe.mix, model.config.siglip.image_size)
+    shared(lambda: opening() and None)  # process 0 builds the indices of lines before the others read them
+    sources, weights = opening()
     if not args.init and not args.components:  # a VAE so small that every process trains it alike, on the same pictures
+        model.vae.requires_grad_(True)
         pictures = data.ToyPictures(args.vae_steps, 2 * recipe.batch, model.config, args.seed)
         fit("vae", model.vae, replace(recipe, lr=args.lr or 2e-3, steps=args.vae_steps), pictures, vae_step, args)
         for tensor in model.vae.state_dict().values() if WORLD > 1 else ():
             dist.broadcast(tensor, 0)  # kernels on GPUs need not agree to the last bit
         measure_latents(model.vae, pictures)
         model.pixel_decoder.load_state_dict(model.vae.state_dict(), strict=False)
-    freeze(model, recipe)
+        model.vae.requires_grad_(False)
     model.train()
-    opening = partial(data.open_sources, args.data, args.images, args.out, recipe.mix, model.config.siglip.image_size)
-    shared(lambda: opening() and None)  # process 0 builds the indices of lines before the others read them
-    sources, weights = opening()
     # what `look` and `export` need besides weights, of the run that begins or goes on
-    shared(lambda: any(args.out.glob("cheers-*[0-9]")) or model.save_configuration(args.out, torch.bfloat16))
+    there = all((args.out / name).exists() for name in ("config.json", "tokenizer.json"))
+    shared(lambda: there and checkpoints(args.out, "cheers") or model.save_configuration(args.out, torch.bfloat16))
     say(json.dumps(asdict(recipe) | {"data": {s.name: w for s, w in zip(sources, weights)}, "processes": WORLD, "dtype": str(args.dtype)}))
     flops = (0.0, 0.0, 0.0)
     if args.device.type == "cuda":

@@ -103,6 +103,14 @@ def mixture(files, tiny, **more) -> Mixture:
     return Mixture(sources, [3, 5, 2, 1], **settings)
 
 
+def test_the_first_sample_tells_the_kind_of_a_file(files, tmp_path):
+    lines = files["generation"].read_text()
+    for k, content in enumerate((lines, "\n" + lines, lines.replace("<", "\\u003c"), lines.replace("image_gen", "image"))):
+        (tmp_path / f"{k}.jsonl").write_text(content)
+    kinds = [JsonLines(path, tmp_path, tmp_path).kind for path in sorted(tmp_path.glob("*.jsonl"))]
+    assert kinds == ["generation"] * 3 + ["understanding"]
+
+
 def rows(steps: list) -> list[tuple]:
     """The samples of some steps, in any order, as tuples of ids."""
     found = []
@@ -312,6 +320,8 @@ def test_a_request_to_stop_finishes_the_step_and_saves(files, tmp_path, ranks):
     process = subprocess.Popen(command(tmp_path, *common, ranks=ranks), cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "metrics.jsonl").exists():
         time.sleep(0.1)
+    if ranks == 1:
+        assert "another run is writing to" in run(tmp_path, *common).stderr
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == (143 if ranks == 1 else 1) and "stopped and saved after step" in said  # 1 is torchrun's
@@ -325,17 +335,19 @@ def test_another_number_of_processes_goes_on_with_the_same_samples(finished, tmp
     subprocess.run(["cp", "-r", out, other], check=True)
     for late in ("cheers-0000004", "cheers-0000006"):
         subprocess.run(["rm", "-r", other / late], check=True)
+    shutil.copytree(other / "cheers-0000002", other / "cheers-of-yesterday-9")  # no checkpoint of the run
     lines, alone = succeed(other, *common, "--steps", 6, ranks=2), metrics(out)
     assert [line["positions"] for line in lines] == [line["positions"] for line in alone]
     for a, b in zip(alone, lines):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
+    assert {path.name for path in other.glob("cheers-*")} == {path.name for path in out.glob("cheers-*")} | {"cheers-of-yesterday-9"}
 
 
 def test_half_written_lines_and_steps_that_come_again_are_dropped(tmp_path):
     lines = [json.dumps({"phase": phase, "step": step}) for phase, step in (("vae", 9), ("cheers", 1), ("cheers", 2), ("cheers", 3))]
-    (log := tmp_path / "log.jsonl").write_text("\n".join([*lines[:2], lines[1][:9] + lines[2], *lines[2:], lines[0][:-1]]))
+    (log := tmp_path / "log.jsonl").write_text("\n".join([*lines[:2], lines[1][:9] + lines[2], *lines[2:], '{"note": 1}', lines[0][:-1]]))
     forget(log, "cheers", 2)
-    assert log.read_text().splitlines() == lines[:3]
+    assert log.read_text().splitlines() == [*lines[:3], '{"note": 1}']
 
 
 def test_any_checkpoint_can_be_exported(finished, tmp_path):
@@ -464,6 +476,9 @@ def test_the_plan_prints(tmp_path):
         (["--out", "/proc/no"], "cannot write"),
         (["--stepps", "3"], "unrecognized arguments"),
         (["--stage", "2"], "--stage needs samples"),
+        (["--stage", "2", "--plan", "--gpus", "7"], "must be a multiple of the 7 processes"),
+        (["--parts", "head.", "hed."], "has a name that begins with 'hed.'"),
+        (["--images", "nowhere"], "there is no folder nowhere"),
         (["--init", TINY, "--data", "nowhere.jsonl"], "nowhere.jsonl"),
     ],
 )
