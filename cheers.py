@@ -343,7 +343,7 @@ class Cheers(nn.Module):
         model.tokenizer = Tokenizer.from_folder(qwen_folder)
         return model.eval()
 
-    def save_pretrained(self, folder: str | Path, shard_bytes: int = 5_000_000_000, weights: dict | None = None) -> None:
+    def save_pretrained(self, folder: str | Path, shard_bytes: int = 2_000_000_000, weights: dict | None = None) -> None:
         """Writes the official layout. Files get their names only once all of them are complete.
 
         weights: instead of the model's own, by our names; for a model whose tensors are spread over processes."""

@@ -6,6 +6,7 @@ Everything here works in one process too, where it does nothing. Checkpoints are
 
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -171,16 +172,19 @@ def save(out: Path, phase: str, keep: int, state: dict[str, Tensor], manifest: d
     The newest `keep` stay. Raises OSError when it cannot be written; what was there before is untouched."""
     unfinished, folder = out / ".partial", out / f"{phase}-{manifest['step']:07d}"
     shared(lambda: shutil.rmtree(unfinished, ignore_errors=True) or unfinished.mkdir())
+    # Each process writes files of about 1 GiB, one after the other, since a file is held in memory twice on its way.
+    ends = itertools.accumulate(tensor.numel() * tensor.element_size() for tensor in state.values())
+    files = {name: 1 + end // (WORLD << 30) for name, end in zip(state, ends)}
     try:
-        dcp.save(state, storage_writer=dcp.HuggingFaceStorageWriter(str(unfinished), save_distributed=True))
+        dcp.save(state, storage_writer=dcp.HuggingFaceStorageWriter(str(unfinished), files, save_distributed=True))
     except CheckpointException as error:
         reason = next(iter(error.failures.values()))[0]
         shared(lambda: shutil.rmtree(unfinished, ignore_errors=True))
         raise OSError(f"cannot save {folder} ({reason}); earlier checkpoints are untouched") from None
-    files = hashes(unfinished, [path.name for path in unfinished.glob(f"shard-{RANK + 1:05d}-*")])
+    written = hashes(unfinished, [path.name for path in unfinished.glob(f"shard-{RANK + 1:05d}-*")])
 
     def finish() -> None:
-        whole = manifest | {"files": files}
+        whole = manifest | {"files": written}
         write_json(unfinished / "manifest.json", whole | {"seal": digest(whole)})
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(unfinished, folder)
