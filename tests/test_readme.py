@@ -30,7 +30,7 @@ def test_the_table_of_files_tells_their_lines():
 def test_the_card_keeps_its_budget():
     lines = {room: len((ROOT / f"{room}.py").read_text().splitlines()) for room in ROOMS}
     assert sum(lines[room] for room in ("cheers", "vae", "siglip", "qwen", "cfm_head", "train", "sample")) < 2000
-    assert sum(lines.values()) < 4700
+    assert sum(lines.values()) < 4750
 
 
 def test_imports_point_up_the_table_and_to_nothing_else():
