@@ -80,6 +80,7 @@ def extend(model: Cheers, prefix: Prefix | None, rows: list[list[int]], visuals:
         raise ValueError(f"the prompt is too long: {longest} tokens, the model takes {limit}; shorten it")
     if (room := memory.shape[4]) < (tokens := real.shape[1]):  # twice what is needed, so that it grows rarely
         memory = F.pad(memory, (0, 0, 0, 2 * tokens - room))
+    mask = None if mask.all() else mask  # one more token may look at all before it
     embeddings = model.embed(ids, torch.cat(visuals) if visuals else None)         # (R, L, C)
     hidden = model.qwen(embeddings, positions, mask, memory[..., :tokens, :])      # (R, L, C)
     return Prefix(memory, real, hidden[torch.arange(len(rows), device=model.device), lengths - 1])
