@@ -324,17 +324,18 @@ class JsonLines:
         self.name, self.path, self.images = str(path.resolve()), path, images
         self.offsets = line_offsets(path, spare)
         self.lines = len(self.offsets)
-        with open(path, "rb") as lines:
-            lines.seek(int(self.offsets[0]))
-            first = lines.readline()
+        first = self.line(0)
         with suppress(ValueError):  # some encoders write \u003c for <
             first = json.dumps(json.loads(first)).encode()
         self.kind = "generation" if b"<image_gen>" in first else "understanding" if b"<image>" in first else "text"
 
-    def read(self, line: int, rng: np.random.Generator, progress: float) -> tuple[list[dict], list[Image.Image]]:
+    def line(self, number: int) -> bytes:
         with open(self.path, "rb") as lines:
-            lines.seek(int(self.offsets[line]))
-            content = json.loads(lines.readline())
+            lines.seek(int(self.offsets[number]))
+            return lines.readline()
+
+    def read(self, line: int, rng: np.random.Generator, progress: float) -> tuple[list[dict], list[Image.Image]]:
+        content = json.loads(self.line(line))
         paths = content.get("image") or []
         if isinstance(paths, str):
             paths = json.loads(paths) if paths.startswith("[") else filter(str.strip, re.split("[,;]", paths))
