@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from cheers import IGNORE, Batch, Cheers, CheersConfig, SpecialTokens, attention_mask, best_device  # noqa: E402
 from qwen import QwenConfig  # noqa: E402
-from sample import denoise, extend, generate_texts, schedule  # noqa: E402
+from sample import denoise, extend, generate_texts, keep_freed_memory, schedule  # noqa: E402
 from siglip import SigLIPConfig  # noqa: E402
 from vae import VAEConfig  # noqa: E402
 
@@ -344,6 +344,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="also our path compiled, against the eager one with all wastes")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     args = parser.parse_args()
+    keep_freed_memory()
     size = args.size or ("reduced" if args.device.type == "cpu" else "official")
     result = bench(size, args.device, args.turns, args.compile, (lambda line: None) if args.json else print)
     if args.json:

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import ROOT, close, rows
 from data import draw_curves, draw_heatmaps, intensities
@@ -130,6 +131,22 @@ def test_the_vision_tokenizer_runs_once_per_step_and_the_prompt_once(golden, gol
     monkeypatch.setattr(golden_model.qwen, "forward", lambda x, *a: (calls["qwen"].append(tuple(x.shape[:2])), qwen(x, *a))[1])
     paint(golden_model, golden)
     assert calls == {"tokenizer": 5, "qwen": [(4, 8)] + [(4, 4)] * 5}  # 2 prompts, 2 branches; 8 tokens, then 4 visual ones
+
+
+def test_no_step_asks_for_a_value_which_on_a_gpu_means_to_wait(golden, golden_model):
+    class Reads(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function, types, inputs=(), options=None):
+            self.count += function.overloadpacket.__name__ in ("item", "is_nonzero", "nonzero")
+            return function(*inputs, **options or {})
+
+    def reads(steps):
+        with Reads() as mode:
+            paint(golden_model, golden, steps=steps)
+        return mode.count
+
+    assert reads(2) == reads(5) > 0  # of lengths and padding, once per picture
 
 
 # ---- batches and seeds
