@@ -127,12 +127,12 @@ def contact_sheet(pixels: Tensor, columns: int, scale: int = 3) -> Image.Image:
 
 # ---- tensors drawn: the gate's heat maps (Figure 5) ------------------------------------------------------------
 
-def draw_heatmaps(times: list[float], gates: list[Tensor], tile: int = 96) -> Image.Image:
+def draw_heatmaps(times: list[float], gates: list[Tensor]) -> Image.Image:
     """Figure 5a: |G| at every position (black, red, yellow, white), one tile per step in reading order, t written below."""
     maps = torch.stack(gates).abs().float().cpu().numpy()                          # (steps, h, w)
     maps = 3 * (maps - maps.min()) / max(maps.max() - maps.min(), 1e-12)
     colors = (np.stack([maps, maps - 1, maps - 2], axis=-1).clip(0, 1) * 255).astype(np.uint8)
-    columns, high = math.ceil(math.sqrt(len(maps))), round(tile * maps.shape[1] / maps.shape[2])
+    columns, tile, high = math.ceil(math.sqrt(len(maps))), 96, round(96 * maps.shape[1] / maps.shape[2])
     sheet = Image.new("RGB", (columns * (tile + 4), math.ceil(len(maps) / columns) * (high + 16)), "white")
     for i, (t, values) in enumerate(zip(times, colors)):
         left, top = i % columns * (tile + 4), i // columns * (high + 16)
@@ -150,10 +150,10 @@ def intensities(gates: list[Tensor]) -> list[float]:
 INKS = ((220, 40, 40), (50, 90, 220), (40, 170, 70), (150, 60, 190), (240, 130, 30), (130, 130, 130), (20, 20, 20))
 
 
-def draw_curves(curves: dict[str, list[tuple[float, float]]], title: str, width: int = 480, height: int = 300) -> Image.Image:
+def draw_curves(curves: dict[str, list[tuple[float, float]]], title: str) -> Image.Image:
     """Lines through points (x, y), x ascending, at most seven by name; the y axis begins at 0 or below."""
-    picture, margin = Image.new("RGB", (width, height), "white"), 40
-    pen = ImageDraw.Draw(picture)
+    width, height, margin = 480, 300, 40
+    pen = ImageDraw.Draw(picture := Image.new("RGB", (width, height), "white"))
     points = np.array(sum(curves.values(), []))                                    # (all points, 2)
     low, high = np.minimum(points.min(0), [np.inf, 0]), points.max(0)
     corner, scale = np.array([margin, height - margin]), np.array([width - 2 * margin, 2 * margin - height])

@@ -319,11 +319,11 @@ def solver_errors(study: Study) -> dict[str, list[tuple[int, float]]]:
     return errors
 
 
-def gate_measures(study: Study, sheet: Path, prompts: int = 32) -> dict[str, list]:
+def gate_measures(study: Study, sheet: Path) -> dict[str, list]:
     """Figure 5: times t of the steps, and for each picture the gate's intensity at them; SHEET: one picture's maps."""
     seen = []
     rng = np.random.default_rng([study.seed, 5])
-    texts = sum((shapes.task_prompts(task, 6, rng) for task in shapes.TASKS), [])[:prompts]
+    texts = sum((shapes.task_prompts(task, 6, rng) for task in shapes.TASKS), [])[:32]
     generate_images(study.model, texts, seed=study.seed, watch=lambda step: seen.append((step.t, step.gate.cpu())))
     times, gates = zip(*seen)
     draw_heatmaps(list(times), [gate[0] for gate in gates]).save(sheet)
