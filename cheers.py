@@ -26,6 +26,7 @@ from huggingface_hub.errors import HTTPError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from cfm_head import CascadedHead, pixel_unshuffle
 from qwen import Qwen, QwenConfig, Tokenizer
@@ -33,6 +34,10 @@ from siglip import SigLIP, SigLIPConfig
 from vae import VAE, LatentDecoder, VAEConfig
 
 IGNORE = -100  # a label that is not supervised
+LOGITS = 1024  # so many rows of the vocabulary are held at a time in training
+
+torch.backends.cudnn.allow_tf32 = False  # float32 is float32, also in convolutions
+torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for each length, and gives NaN gradients (pytorch issue 196678)
 
 
 # ---- configuration ---------------------------------------------------------------------------------------------
@@ -237,6 +242,10 @@ class Cheers(nn.Module):
 
     # -- training
 
+    def surprise(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """-log P of tokens (k,) from the hidden states before them (k, C), float32."""
+        return F.cross_entropy(self.qwen.logits(hidden).float(), targets, reduction="none")
+
     def loss(self, batch: Batch) -> Loss:
         """L_total = L_AR + λ·L_FM (section 2.2), λ = 1."""
         batch = batch.to(self.device)
@@ -260,8 +269,10 @@ class Cheers(nn.Module):
         targets = batch.labels[:, 1:]
         supervised = targets != IGNORE
         if supervised.any():
-            logits = self.qwen.logits(hidden[:, :-1][supervised])                  # (supervised, vocabulary)
-            text = F.cross_entropy(logits.float(), targets[supervised])
+            # In parts, computed again in the backward pass: the logits of long texts would be larger than all else.
+            h, y = hidden[:, :-1][supervised], targets[supervised]                 # (supervised, C), (supervised,)
+            errors = [checkpoint(self.surprise, *part, use_reentrant=False) for part in zip(h.split(LOGITS), y.split(LOGITS))]
+            text = torch.cat(errors).mean()
 
         # L_FM = ‖v_θ(Z'_s) - (z_1 - z_0)‖², pictures to paint only
         errors, to_paint = image.new_zeros(0), batch.ids == self.config.special.image_gen

@@ -281,7 +281,7 @@ class Window:
         line |= {"steps_per_second": len(self.norms) / seconds, "waiting": waiting / WORLD / seconds}
         if samples:
             line |= {"samples_per_second": samples / seconds, "padding": 1 - tokens / padded}
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and any(self.flops):
             flops = sum(count * each for count, each in zip((tokens, pictures, painted), self.flops))
             peaks = [peak for name, peak in PEAKS.items() if name in torch.cuda.get_device_name()]
             line |= {"mfu": flops / seconds / WORLD / peak for peak in peaks}

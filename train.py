@@ -12,12 +12,13 @@ import argparse
 import json
 import math
 import os
+import resource
 import signal
 import sys
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -109,7 +110,7 @@ class Recomputed:
     """Activation checkpointing: the backward pass computes a block's inside again instead of keeping it."""
 
     def forward(self, *inputs):
-        return checkpoint(super().forward, *inputs, use_reentrant=False)
+        return checkpoint(super().forward, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def wrap_blocks(model: Cheers, recompute: bool, compiled: bool) -> None:
@@ -143,7 +144,11 @@ def fit(phase: str, model: nn.Module, recipe: Recipe, items: Dataset, step_funct
     items.go_to(start, manifest["positions"])
     for file in ("metrics.jsonl", "skipped.jsonl"):
         shared(partial(forget, args.out / file, phase, start))
-    loader = DataLoader(items, batch_size=None, sampler=range(start, recipe.steps), num_workers=args.workers, prefetch_factor=4,
+    # A worker's tensors wait in shared memory, each behind an open file: not too many of them.
+    with suppress(ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, 2 * resource.getrlimit(resource.RLIMIT_NOFILE)[1:])
+    ahead = max(1, min(4, 64 * WORLD // recipe.batch))
+    loader = DataLoader(items, batch_size=None, sampler=range(start, recipe.steps), num_workers=args.workers, prefetch_factor=ahead,
                         worker_init_fn=data.ignore_signals)
     lines = np.array(manifest["taken"]).reshape(2, -1)                             # (2, sources): seen, damaged
     stops, save_seconds, window = [], 0.0, Window(flops, args.device)
@@ -175,6 +180,9 @@ def fit(phase: str, model: nn.Module, recipe: Recipe, items: Dataset, step_funct
         data.check_damage(items.sources, *lines, args.skip_limit, args.out / "skipped.jsonl")
         saving = done % args.save_every == 0 or last or stopping
         if done % args.log_every == 0 or saving:
+            if not torch.stack(window.norms).isfinite().all():
+                raise ValueError(f"the gradient is not finite at step {done}; the last checkpoint is of step {saved}; "
+                                 "lower --lr, and remove that one if it was too late")
             skipped = {"skipped": dict(zip(item.positions, lines[1].tolist())), "positions": item.positions}
             line = {"phase": phase, "step": done, "lr": rate} | window.close() | skipped
             write_lines(args.out / "metrics.jsonl", [line] * (RANK == 0))
@@ -182,9 +190,6 @@ def fit(phase: str, model: nn.Module, recipe: Recipe, items: Dataset, step_funct
         if stopping and shared(lambda: saved and save_seconds > GRACE):
             raise SystemExit(f"train.py: stopped; saving takes too long, the last checkpoint is of step {saved}")
         if saving:
-            if not norm.isfinite():
-                raise ValueError(f"the gradient is not finite at step {done}; the last checkpoint is of step {saved}; "
-                                 "lower --lr, and remove that one if it was too late")
             began, taken = time.monotonic(), {"step": done, "positions": item.positions, "taken": lines.tolist()}
             if not stopping and (scores := before_save(done)):  # a kill from here on loses no more than a kill before
                 write_lines(args.out / "metrics.jsonl", [{"phase": phase, "step": done} | scores])
@@ -215,7 +220,7 @@ def parse_arguments(options: list[str] | None) -> argparse.Namespace:
     add("--steps", type=int, help="steps in all; the recipe's when left out, as --batch, --lr, --schedule and --parts")
     add("--vae-steps", type=int, default=3_000, help="steps of the tiny model's VAE, before everything else")
     add("--batch", type=int, help="samples per step, of all processes together")
-    add("--micro-batch", type=int, help="samples at a time per process")
+    add("--micro-batch", type=int, help="samples at a time per process; 4 with --stage, else all")
     add("--lr", type=float, help="peak learning rate")
     add("--schedule", choices=("constant", "cosine"))
     add("--parts", nargs="+", metavar="PREFIX", help="train only parameters whose names begin so")
@@ -252,6 +257,7 @@ def parse_arguments(options: list[str] | None) -> argparse.Namespace:
         if wrong:
             parser.error(sentence)
     args.out = args.out or Path("runs/tiny")
+    args.micro_batch = args.micro_batch or (4 if args.stage else None)
     return args
 
 
@@ -282,7 +288,7 @@ def main(options: list[str] | None = None, kind: type[Cheers] = Cheers) -> None:
     if args.components:
         model = Cheers.from_components(*args.components, device="cpu")
     else:
-        model = kind.from_pretrained(args.init, "cpu", torch.float32) if args.init else tiny_model()
+        model = kind.from_pretrained(args.init, args.device, torch.float32) if args.init else tiny_model()
     if model.tokenizer is None:
         raise ValueError(f"{args.init or args.components[0]} has no tokenizer; add tokenizer.json to it")
     model.to(args.device)

@@ -77,6 +77,7 @@ class AttnBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)                                                           # (B, C, h, w)
         q, k, v = (f(h).flatten(2).transpose(1, 2)[:, None] for f in (self.q, self.k, self.v))  # (B, 1, hw, C)
+        q, k, v = (part.contiguous() for part in (q, k, v))  # the fast kernels refuse another order
         h = F.scaled_dot_product_attention(q, k, v)                                # (B, 1, hw, C)
         h = h[:, 0].transpose(1, 2).unflatten(2, x.shape[2:])                      # (B, C, h, w)
         return x + self.proj_out(h)

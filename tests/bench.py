@@ -265,8 +265,10 @@ def bench(size: str, device: torch.device, turns: int, compiled: bool, say: Call
     config = SIZES[size]()
     config.special = SpecialTokens(end_of_turn=-1)  # answers have one length
     config.special.image, config.special.image_gen = -200, -300
+    torch.set_default_dtype(dtype)
     with torch.inference_mode(False), device:
-        model = Cheers(config).to(dtype)
+        model = Cheers(config)
+    torch.set_default_dtype(torch.float32)
     model.vae.requires_grad_(False)
     inputs, watch, rows = Inputs(model, device, dtype), Stopwatch(device, turns), []
     tolerance = 1e-3 if dtype == torch.float32 else 5e-2

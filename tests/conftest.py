@@ -1,6 +1,7 @@
 """What several chapters need: the golden values of the released code, and the small model that made them."""
 
 import json
+import os
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from cheers import Cheers, CheersConfig, official_name
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parent.parent
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # tolerances and numbers of processes are those of a CPU, also in what tests start
 
 
 def recipe(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:

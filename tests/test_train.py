@@ -221,6 +221,14 @@ def test_one_two_and_four_processes_do_the_same(files, tmp_path):
     assert len(one) == len(two) == len(four) == 3
 
 
+def test_a_step_of_many_parts_runs_where_few_files_may_be_open(files, tmp_path):
+    """Each tensor that a worker hands over is an open file: here 60 parts of six, and 128 files to begin with."""
+    limits = 128, resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    done = run(tmp_path, "--init", TINY, "--data", files["text_only"], "--batch", 60, "--micro-batch", 1, "--steps", 2,
+               timeout=120, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, limits))
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 # ---- nothing lost ----------------------------------------------------------------------------------------------
 
 
