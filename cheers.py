@@ -271,8 +271,8 @@ class Cheers(nn.Module):
         if supervised.any():
             # In parts, computed again in the backward pass: the logits of long texts would be larger than all else.
             h, y = hidden[:, :-1][supervised], targets[supervised]                 # (supervised, C), (supervised,)
-            errors = [checkpoint(self.surprise, *part, use_reentrant=False) for part in zip(h.split(LOGITS), y.split(LOGITS))]
-            text = torch.cat(errors).mean()
+            parts = zip(h.split(LOGITS), y.split(LOGITS))
+            text = torch.cat([checkpoint(self.surprise, *part, use_reentrant=False) for part in parts]).mean()
 
         # L_FM = ‖v_θ(Z'_s) - (z_1 - z_0)‖², pictures to paint only
         errors, to_paint = image.new_zeros(0), batch.ids == self.config.special.image_gen

@@ -132,7 +132,8 @@ def draw_heatmaps(times: list[float], gates: list[Tensor]) -> Image.Image:
     maps = torch.stack(gates).abs().float().cpu().numpy()                          # (steps, h, w)
     maps = 3 * (maps - maps.min()) / max(maps.max() - maps.min(), 1e-12)
     colors = (np.stack([maps, maps - 1, maps - 2], axis=-1).clip(0, 1) * 255).astype(np.uint8)
-    columns, tile, high = math.ceil(math.sqrt(len(maps))), 96, round(96 * maps.shape[1] / maps.shape[2])
+    columns, tile = math.ceil(math.sqrt(len(maps))), 96
+    high = round(tile * maps.shape[1] / maps.shape[2])
     sheet = Image.new("RGB", (columns * (tile + 4), math.ceil(len(maps) / columns) * (high + 16)), "white")
     for i, (t, values) in enumerate(zip(times, colors)):
         left, top = i % columns * (tile + 4), i // columns * (high + 16)

@@ -73,7 +73,7 @@ def plan(model: Cheers, recipe, args: argparse.Namespace, matrices: list[nn.Para
     for part, module in (*model.named_children(), ("all", model)):
         numbers = [(p.numel(), p.requires_grad) for p in module.parameters()]
         print(f"{part:14} {sum(n for n, _ in numbers):14,} parameters, {sum(n for n, on in numbers if on):14,} trained")
-    micro = min(args.micro_batch or recipe.batch, math.ceil(recipe.batch / args.gpus))
+    micro = min(args.micro_batch, math.ceil(recipe.batch / args.gpus))
     sizes, alone = (bytes_per_process(model, shards, matrices) for shards in (args.gpus // args.replicas, 1))
     m = (model.config.siglip.image_size // model.config.multiple) ** 2
     samples = {  # tokens, pictures, of these to paint, supervised tokens; 64 tokens of prompt, 64 of answer

@@ -145,8 +145,9 @@ def fit(phase: str, model: nn.Module, recipe: Recipe, items: Dataset, step_funct
     for file in ("metrics.jsonl", "skipped.jsonl"):
         shared(partial(forget, args.out / file, phase, start))
     # A worker's tensors wait in shared memory, each behind an open file: not too many of them.
-    with suppress(ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, 2 * resource.getrlimit(resource.RLIMIT_NOFILE)[1:])
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with suppress(ValueError):  # macOS may refuse; tensors are no open files there
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     ahead = max(1, min(4, 64 * WORLD // recipe.batch))
     loader = DataLoader(items, batch_size=None, sampler=range(start, recipe.steps), num_workers=args.workers, prefetch_factor=ahead,
                         worker_init_fn=data.ignore_signals)
@@ -257,7 +258,6 @@ def parse_arguments(options: list[str] | None) -> argparse.Namespace:
         if wrong:
             parser.error(sentence)
     args.out = args.out or Path("runs/tiny")
-    args.micro_batch = args.micro_batch or (4 if args.stage else None)
     return args
 
 
@@ -268,6 +268,7 @@ def main(options: list[str] | None = None, kind: type[Cheers] = Cheers) -> None:
     warnings.filterwarnings("ignore", "torch.distributed is disabled|FSDP2-wrapped module .* returned a view")
     given = {name: getattr(args, name) for name in ("lr", "schedule", "batch", "steps", "parts")}
     recipe = replace(STAGES.get(args.stage, TOY), **{name: value for name, value in given.items() if value is not None})
+    args.micro_batch = args.micro_batch or (4 if args.stage else recipe.batch)
     processes = args.gpus if args.plan else WORLD
     if recipe.batch % processes or processes % args.replicas:
         raise ValueError(f"--batch {recipe.batch} must be a multiple of the {processes} processes, and these of --replicas")
@@ -317,7 +318,7 @@ def main(options: list[str] | None = None, kind: type[Cheers] = Cheers) -> None:
     wrap_blocks(model, bool(args.stage) and not args.keep_activations, args.compile)
     if WORLD > 1:
         shard(model, args.device, args.dtype, args.replicas)
-    items = data.Mixture(sources, weights, recipe.batch, args.micro_batch or recipe.batch, args.seed, model.tokenizer,
+    items = data.Mixture(sources, weights, recipe.batch, args.micro_batch, args.seed, model.tokenizer,
                          model.config, recipe.steps, recipe.shift, RANK, WORLD)
     fit("cheers", model, recipe, items, cheers_step, args, lambda step: {} if args.data else look(model, args.out, step), flops)
     tensors = full_tensors(model, torch.bfloat16)
